@@ -1,0 +1,320 @@
+"""Every error this project raises on purpose, in one tree.
+
+    RefitAgentError
+    ├── BundleError            the app's developer can act           exit 3
+    │   └── OnnxError          the ONNX file is damaged or hostile
+    ├── DeviceError            the machine's owner can act           exit 4
+    ├── SelectionError         nothing in the bundle fits            exit 5
+    ├── RefitError             an engine could not be made           exit 6
+    ├── CacheError             the disk or the cache folder          exit 7
+    └── ServiceError           the local service                     exit 8
+
+Each class has a stable kebab-case ``code`` (command line, wire, logs), takes the facts by
+keyword and keeps them in ``facts``, and builds from them one sentence and a hint that says what
+to do. All of them pickle. ``ValueError`` and ``TypeError`` still mean a mistake of the calling
+code. This module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class _Facts(dict[str, object]):
+    """Format a template although a fact is missing: a KeyError here would hide the real error."""
+
+    def __missing__(self, key: str) -> str:
+        return f"<{key}>"
+
+
+class RefitAgentError(Exception):
+    """Base of every error raised on purpose; catch it to catch them all.
+
+    Attributes:
+        code: stable kebab-case name of the situation.
+        facts: what the sentence was built from; JSON-compatible values.
+        hint: what the reader can do, or "".
+    """
+
+    code: ClassVar[str] = "refit-agent-error"
+    exit_code: ClassVar[int] = 1
+    sentence: ClassVar[str] = "{detail}"
+    advice: ClassVar[str] = ""
+
+    def __init__(self, **facts: object) -> None:
+        super().__init__(facts)
+        self.facts: dict[str, object] = facts
+        self.hint: str = str(facts.get("hint") or self.advice.format_map(_Facts(facts)))
+
+    def __str__(self) -> str:
+        return self.sentence.format_map(_Facts(self.facts))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.facts))
+
+
+def _rebuild(kind: type[RefitAgentError], facts: dict[str, object]) -> RefitAgentError:
+    return kind(**facts)
+
+
+def error_classes() -> dict[str, type[RefitAgentError]]:
+    """Every class that can be raised, by its code; serves the wire and the documentation."""
+    found: dict[str, type[RefitAgentError]] = {}
+    todo: list[type[RefitAgentError]] = [RefitAgentError]
+    while todo:
+        kind = todo.pop()
+        found[kind.code] = kind
+        todo.extend(kind.__subclasses__())
+    return found
+
+
+def from_wire(code: str, facts: dict[str, object]) -> RefitAgentError:
+    """The error that another process described by ``code`` and ``facts``.
+
+    An unknown code (a newer process) becomes a plain RefitAgentError that names it.
+    """
+    kind = error_classes().get(code)
+    if kind is None:
+        return RefitAgentError(detail=f"{code}: {facts}")
+    return kind(**facts)
+
+
+# ---------------------------------------------------------------- the bundle
+
+
+class BundleError(RefitAgentError):
+    code = "bundle-error"
+    exit_code = 3
+    advice = "Reinstall the app, or ask its vendor for a sound bundle."
+
+
+class BundleMissing(BundleError):
+    code = "bundle-missing"
+    sentence = "There is no bundle at {bundle}: {detail}."
+    advice = "Give the folder that holds bundle.json."
+
+
+class ManifestInvalid(BundleError):
+    code = "manifest-invalid"
+    sentence = "{path} is not a valid manifest: {detail}."
+
+
+class ManifestTooNew(BundleError):
+    code = "manifest-too-new"
+    sentence = "{path} has schema {schema}, and this refit-agent reads schemas up to {newest}."
+    advice = "Update refit-agent."
+
+
+class UnsafePath(BundleError):
+    code = "unsafe-path"
+    sentence = "{owner} names the path {path!r}, which {detail}."
+    advice = "Do not use this bundle: a sound one names only files inside its own folder."
+
+
+class BundleFileMissing(BundleError):
+    code = "bundle-file-missing"
+    sentence = "The bundle's file {path} is missing or cannot be read: {detail}."
+
+
+class BundleFileMismatch(BundleError):
+    code = "bundle-file-mismatch"
+    sentence = "The bundle's file {path} is not the one that the manifest describes: {detail}."
+
+
+class UnknownModel(BundleError):
+    code = "unknown-model"
+    sentence = "{bundle} has no model {model!r}; it has: {known}."
+    advice = "Name one of those."
+
+
+class UnknownProfile(BundleError):
+    code = "unknown-profile"
+    sentence = "Model {model!r} has no profile {profile!r}; it has: {known}."
+    advice = "Name one of those."
+
+
+class PlanInvalid(BundleError):
+    code = "plan-invalid"
+    sentence = "{path} is not the plan that it should be: {detail}."
+
+
+class OnnxError(BundleError):
+    code = "onnx-error"
+
+
+class OnnxMalformed(OnnxError):
+    """The file is not a sound ONNX model; ``path`` and ``offset`` say where."""
+
+    code = "onnx-malformed"
+    sentence = "{path} is not a sound ONNX file: at byte {offset}, {detail}."
+
+
+class OnnxUnsafePath(OnnxError):
+    code = "onnx-unsafe-path"
+    sentence = "{path} (byte {offset}) keeps weights in {location!r}, which {detail}."
+    advice = "Keep external data beside the model, in the same folder or below it."
+
+
+class OnnxExternalMissing(OnnxError):
+    code = "onnx-external-missing"
+    sentence = "{path} (byte {offset}) keeps weights in {location!r}, which cannot be read: {detail}."
+
+
+class WeightUnsupported(OnnxError):
+    code = "weight-unsupported"
+    sentence = "The weight {name!r} in {path} cannot be used for a refit: {detail}."
+
+
+# ---------------------------------------------------------------- the machine
+
+
+class DeviceError(RefitAgentError):
+    code = "device-error"
+    exit_code = 4
+
+
+class DriverTooOld(DeviceError):
+    code = "driver-too-old"
+    sentence = "The NVIDIA driver {driver} is too old for {runtime}: it needs {needed} or newer."
+    advice = "Update the NVIDIA driver."
+
+
+class DeviceFailed(DeviceError):
+    code = "device-failed"
+    sentence = "The GPU did not answer: {detail}."
+    advice = "Check it with nvidia-smi, or use --target cpu."
+
+
+class GpuMemoryShort(DeviceError):
+    code = "gpu-memory-short"
+    sentence = "GPU {gpu} has {free_bytes} bytes of memory free and {needed_bytes} are needed: {short_bytes} short."
+    advice = "Close other programs that use the GPU and try again."
+
+
+# ---------------------------------------------------------------- selection
+
+
+class SelectionError(RefitAgentError):
+    code = "selection-error"
+    exit_code = 5
+
+
+class NoMatchingEngine(SelectionError):
+    code = "no-matching-engine"
+    sentence = "None of the {count} engines of model {model!r} in {app} can be used here: {detail}."
+    advice = "Run 'refit-agent explain' on the bundle for every reason; the app's vendor can add an engine for this machine."
+
+
+class RuntimeMissing(SelectionError):
+    code = "runtime-missing"
+    sentence = "Model {model!r} has an engine for {runtime}, which is not installed here."
+    advice = "Install it with: pip install 'refit-agent[{extra}]'"
+
+
+class UnknownTarget(SelectionError):
+    code = "unknown-target"
+    sentence = "There is no target {target!r} on this machine; there are: {known}."
+    advice = "Name one of those, or none to let refit-agent choose."
+
+
+# ---------------------------------------------------------------- refit
+
+
+class RefitError(RefitAgentError):
+    code = "refit-error"
+    exit_code = 6
+    advice = "Run 'refit-agent doctor' and send its output to the app's vendor."
+
+
+class WorkerCrashed(RefitError):
+    code = "worker-crashed"
+    sentence = "The refit worker ended with {how} during {phase}. Its last words:\n{log}"
+
+
+class WorkerTimeout(RefitError):
+    code = "worker-timeout"
+    sentence = "The refit worker did not finish within {seconds} s (it was in {phase}) and was stopped. Its last words:\n{log}"
+    advice = "Allow more time with --deadline, or check whether the GPU hangs."
+
+
+class PlanRefused(RefitError):
+    code = "plan-refused"
+    sentence = "{runtime} {version} refused the plan {path}: {detail}."
+
+
+class WeightsUncovered(RefitError):
+    code = "weights-uncovered"
+    sentence = "{count} of the plan's weights have no source in {path}: {names}. {detail}"
+
+
+class WeightsAmbiguous(RefitError):
+    code = "weights-ambiguous"
+    sentence = "The plan's weight names have more than one reading against {path}: {detail}."
+    advice = "The app's developer can name the sources with an explicit weight map in the manifest."
+
+
+class WeightsMismatch(RefitError):
+    code = "weights-mismatch"
+    sentence = "The weight {name!r} does not fit the plan: {detail}."
+
+
+class WeightsNotIdentical(RefitError):
+    code = "weights-not-identical"
+    sentence = "The plan {path} takes only the weights that it was built from, and {weights} holds others."
+    advice = "Ship a plan built with REFIT to change weights, or use the original ONNX file."
+
+
+class RefitRefused(RefitError):
+    code = "refit-refused"
+    sentence = "{runtime} did not complete the refit: {detail}."
+
+
+class GoldenMismatch(RefitError):
+    code = "golden-mismatch"
+    sentence = "The finished engine computes wrong results: output {output!r} differs from the expected one by {error} (relative L2), and {tolerance} is allowed."
+
+
+# ---------------------------------------------------------------- the cache
+
+
+class CacheError(RefitAgentError):
+    code = "cache-error"
+    exit_code = 7
+
+
+class CacheInsecure(CacheError):
+    code = "cache-insecure"
+    sentence = "The cache folder {path} cannot be trusted: {detail}."
+    advice = "Make it yours alone (chown to you, chmod 700), or point REFIT_AGENT_HOME elsewhere."
+
+
+class CacheUnwritable(CacheError):
+    code = "cache-unwritable"
+    sentence = "The cache cannot be written at {path}: {detail}."
+    advice = "Make the folder writable, or point REFIT_AGENT_HOME elsewhere."
+
+
+class DiskFull(CacheError):
+    code = "disk-full"
+    sentence = "The disk that holds {path} has {free_bytes} bytes free and {needed_bytes} are needed."
+    advice = "Free space on the disk, run 'refit-agent cache prune', or point REFIT_AGENT_HOME elsewhere."
+
+
+class CacheBusy(CacheError):
+    code = "cache-busy"
+    sentence = "Another process has been working on the same engine for {seconds} s (lock {path})."
+    advice = "Try again when it has finished."
+
+
+class EntryDamaged(CacheError):
+    code = "entry-damaged"
+    sentence = "The cached engine {key} is damaged: {detail}."
+    advice = "It has been set aside; the next request makes it anew."
+
+
+# ---------------------------------------------------------------- the service
+
+
+class ServiceError(RefitAgentError):
+    code = "service-error"
+    exit_code = 8

@@ -1,0 +1,1 @@
+"""The daemon: a thin shell round refit_agent."""
