@@ -2,10 +2,9 @@
 
     cache/  engines, locks, temporary folders   (rebuildable; safe to delete)
     state/  what was learned: the machine, failures, bundles, logs
-    run/    the service's socket
 
-``REFIT_AGENT_HOME`` moves all three under one root. Under systemd the folders that the unit
-declares are used (CACHE_DIRECTORY, STATE_DIRECTORY, RUNTIME_DIRECTORY).
+``REFIT_AGENT_HOME`` moves both under one root. Under systemd the folders that the unit declares are
+used (CACHE_DIRECTORY, STATE_DIRECTORY).
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ APP = "refit-agent"
 
 
 class Home(NamedTuple):
-    """The three roots, absolute paths."""
+    """The two roots, absolute paths."""
 
     cache: str
     state: str
-    run: str
 
 
 def home(environ: os._Environ[str] | dict[str, str] | None = None) -> Home:
@@ -30,12 +28,11 @@ def home(environ: os._Environ[str] | dict[str, str] | None = None) -> Home:
     root = env.get("REFIT_AGENT_HOME")
     if root:
         root = os.path.abspath(os.path.expanduser(root))
-        return Home(os.path.join(root, "cache"), os.path.join(root, "state"), os.path.join(root, "run"))
+        return Home(os.path.join(root, "cache"), os.path.join(root, "state"))
     # Imported late: a host app that sets REFIT_AGENT_HOME does not pay for it.
     import platformdirs
 
     return Home(
         env.get("CACHE_DIRECTORY") or platformdirs.user_cache_dir(APP, appauthor=False),
         env.get("STATE_DIRECTORY") or platformdirs.user_state_dir(APP, appauthor=False),
-        env.get("RUNTIME_DIRECTORY") or os.path.join(platformdirs.user_runtime_dir(), APP),
     )
