@@ -1,0 +1,88 @@
+"""A bundle on disk: its manifest, and its files opened without ever leaving its folder."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from refit_agent.errors import BundleFileMismatch, BundleFileMissing, BundleMissing, UnknownModel, UnsafePath
+from refit_agent.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest, Model, decode_manifest
+
+MANIFEST_NAME = "bundle.json"
+
+
+class Bundle:
+    """An opened bundle. Holds no file open; safe to share between threads.
+
+    Attributes:
+        root: absolute path of the folder.
+        manifest: the decoded ``bundle.json``.
+    """
+
+    __slots__ = ("manifest", "root")
+
+    def __init__(self, root: str, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """The bundle in the folder ``path`` (or whose ``bundle.json`` is ``path``).
+
+        Reads the manifest and nothing else, so it costs the same whatever the bundle's size.
+
+        Raises:
+            BundleMissing, ManifestInvalid, ManifestTooNew, UnsafePath.
+        """
+        root = os.path.abspath(os.fspath(path))
+        if os.path.basename(root) == MANIFEST_NAME and not os.path.isdir(root):
+            root = os.path.dirname(root)
+        name = os.path.join(root, MANIFEST_NAME)
+        try:
+            with open(name, "rb", buffering=0) as file:
+                # One byte past the limit tells a file that is too large from one that just fits.
+                data = file.read(MAX_MANIFEST_BYTES + 1)
+        except OSError as error:
+            raise BundleMissing(bundle=root, detail=_os_words(error, name)) from error
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise BundleMissing(bundle=root, detail=f"{MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes")
+        return cls(root, decode_manifest(data, name))
+
+    def model(self, name: str) -> Model:
+        """The model of that name; raises UnknownModel, which lists the known ones."""
+        found = self.manifest.model(name)
+        if found is None:
+            known = ", ".join(repr(m.name) for m in self.manifest.models) or "none"
+            raise UnknownModel(bundle=self.root, model=name, known=known)
+        return found
+
+    def locate(self, ref: FileRef) -> str:
+        """Absolute path of a file that the manifest names, links resolved; its content is not read.
+
+        Raises:
+            BundleFileMissing: not there, or not a regular file.
+            BundleFileMismatch: another size than the manifest says.
+            UnsafePath: a symbolic link leads out of the bundle.
+        """
+        path = os.path.join(self.root, *ref.path.split("/"))
+        try:
+            real = os.path.realpath(path, strict=True)
+            status = os.stat(real)
+        except OSError as error:
+            raise BundleFileMissing(path=path, detail=_os_words(error, path)) from error
+        root = os.path.realpath(self.root)
+        if os.path.commonpath((root, real)) != root:
+            raise UnsafePath(
+                owner=os.path.join(self.root, MANIFEST_NAME),
+                path=ref.path,
+                detail="leaves the bundle through a symbolic link",
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleFileMissing(path=path, detail="it is not a regular file")
+        if status.st_size != ref.size:
+            raise BundleFileMismatch(path=path, detail=f"it has {status.st_size} bytes and should have {ref.size}")
+        return real
+
+
+def _os_words(error: OSError, path: str) -> str:
+    return f"{error.strerror or error} ({path})"

@@ -1,0 +1,66 @@
+"""One provisioning per engine, across threads and processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+from refit_agent.cache.store import Store
+from refit_agent.errors import CacheBusy, CacheUnwritable
+
+
+def lock_path(store: Store, key: str) -> str:
+    """The lock file of a key."""
+    return f"{store.root}/locks/{key}.lock"
+
+
+@contextlib.contextmanager
+def key_lock(store: Store, key: str, timeout_s: float, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the right to make the engine of ``key``. The kernel frees it when the process ends.
+
+    ``on_wait`` is called once if somebody else holds it.
+
+    Raises:
+        CacheBusy: still held by somebody else after ``timeout_s`` seconds.
+        CacheUnwritable: the lock file cannot be made.
+    """
+    from filelock import FileLock, Timeout  # not needed for a hit
+
+    path = lock_path(store, key)
+    lock = FileLock(path, mode=0o600)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if on_wait is not None:
+                on_wait()
+            lock.acquire(timeout=timeout_s, poll_interval=0.02)
+    except Timeout as error:
+        raise CacheBusy(seconds=round(timeout_s), path=path) from error
+    except OSError as error:
+        raise CacheUnwritable(path=path, detail=error.strerror or str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def try_key_lock(store: Store, key: str) -> Iterator[bool]:
+    """Hold the lock of ``key`` if it is free right now; the value says whether it was."""
+    try:
+        with key_lock(store, key, 0):
+            yield True
+    except CacheBusy:
+        yield False
+
+
+def remove_lock_file(store: Store, key: str) -> None:
+    """Delete the lock file of a key whose lock the caller holds.
+
+    Safe while others wait: a waiter that gets the deleted file's lock sees that it has no name any
+    more and opens the new one.
+    """
+    with contextlib.suppress(OSError):
+        os.unlink(lock_path(store, key))

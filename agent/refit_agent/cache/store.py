@@ -1,0 +1,261 @@
+"""Look up, publish and set aside engines. The look-up is the path that every launch of a host app takes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+
+from refit_agent.cache.entry import ENTRY_NAME, Entry, decode_entry, encode_entry, files_fault
+from refit_agent.digest import fsync_folder
+from refit_agent.errors import CacheError, CacheInsecure, CacheUnwritable, DiskFull
+
+if sys.platform == "win32":
+    from refit_agent.cache import _windows as _platform
+else:
+    from refit_agent.cache import _posix as _platform
+
+TEMPORARY = "tmp"
+QUARANTINE = "quarantine"
+_MAX_ENTRY_BYTES = 1 << 20
+_LOOKUP_TRIES = 5
+_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Engines made by refit-agent; safe to delete.\n"
+
+
+class Lease:
+    """Keeps one entry from eviction until `close`, or until its process ends. Thread-safe to close."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def close(self) -> None:
+        """End the lease; more than once does no harm."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Store:
+    """The engine cache below one folder. Holds nothing open; safe to share between threads and processes."""
+
+    __slots__ = ("_engines", "root")
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._engines = root + "/engines/"
+
+    # ------------------------------------------------------------ looking up
+
+    def lookup(self, key: str) -> tuple[Entry, str, Lease] | str | None:
+        """The published entry of ``key``, its folder and a lease on it; None if there is none.
+
+        A text instead says what is damaged about an entry that is there. Costs a handful of system
+        calls: the files are compared by size and time, not by content (see `verify`).
+
+        Raises:
+            CacheInsecure: the cache folder is not the user's alone.
+        """
+        self.check_owner()
+        folder = self._engines + key
+        name = f"{folder}/{ENTRY_NAME}"
+        for _ in range(_LOOKUP_TRIES):
+            try:
+                fd = os.open(name, _platform.OPEN_FLAGS)
+            except FileNotFoundError:
+                return f"{ENTRY_NAME} is missing" if os.path.isdir(folder) else None
+            except OSError as error:
+                return f"{ENTRY_NAME} cannot be opened: {error.strerror}"
+            lease = Lease(fd)
+            if not self._claim_shared(fd):
+                lease.close()
+                continue
+            # An eviction, or one followed by a new publication, may have come between open and lock:
+            # then this lease is on a folder that no longer has the name.
+            if not _same_file(fd, name):
+                lease.close()
+                continue
+            entry = decode_entry(os.read(fd, _MAX_ENTRY_BYTES), key)
+            fault = entry if isinstance(entry, str) else files_fault(entry, folder)
+            if isinstance(entry, str) or fault:
+                lease.close()
+                return fault
+            with contextlib.suppress(OSError):  # a cache that cannot be written still serves
+                os.utime(name)
+            return entry, folder, lease
+        return None
+
+    def _claim_shared(self, fd: int) -> bool:
+        # An eviction holds the lock only for one rename, so a short wait is long enough.
+        for _ in range(200):
+            if _platform.lock_shared(fd):
+                return True
+            time.sleep(0.001)
+        return False
+
+    def check_owner(self) -> None:
+        """Raise CacheInsecure if another user could have put engines there; a missing folder is fine."""
+        try:
+            status = os.stat(self.root)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise CacheUnwritable(path=self.root, detail=error.strerror) from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise CacheUnwritable(path=self.root, detail="it is not a folder")
+        fault = _platform.owner_fault(status)
+        if fault:
+            raise CacheInsecure(path=self.root, detail=fault)
+
+    def keys(self) -> Iterator[str]:
+        """Keys of all entries, damaged ones too, in no order."""
+        try:
+            names = os.listdir(self._engines)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise CacheUnwritable(path=self._engines, detail=error.strerror) from error
+        yield from names
+
+    def folder(self, key: str) -> str:
+        """Where the entry of ``key`` is, or would be."""
+        return self._engines + key
+
+    # ------------------------------------------------------------ publishing
+
+    def prepare(self) -> None:
+        """Create the folders that writing needs, for the user alone.
+
+        Raises:
+            CacheInsecure, CacheUnwritable.
+        """
+        try:
+            os.makedirs(self.root, mode=0o700, exist_ok=True)
+            self.check_owner()
+            for name in ("engines", "locks", TEMPORARY, QUARANTINE):
+                os.makedirs(f"{self.root}/{name}", mode=0o700, exist_ok=True)
+            tag = f"{self.root}/CACHEDIR.TAG"
+            if not os.path.exists(tag):
+                with open(tag, "wb") as file:
+                    file.write(_TAG)
+        except OSError as error:
+            raise write_error(error, self.root) from error
+
+    def stage(self, key: str) -> str:
+        """A new empty folder to make the engine of ``key`` in. The caller holds the lock of ``key``."""
+        path = f"{self.root}/{TEMPORARY}/{key}.{os.getpid()}-{_unique()}"
+        try:
+            os.mkdir(path, mode=0o700)
+        except OSError as error:
+            raise write_error(error, path) from error
+        return path
+
+    def publish(self, staging: str, entry: Entry) -> None:
+        """Make a finished staging folder the entry of its key: all of it, or nothing.
+
+        The files must be on the disk already (the worker has called fsync on them). The caller holds
+        the lock of the key.
+
+        Raises:
+            DiskFull, CacheUnwritable.
+        """
+        target = self._engines + entry.key
+        try:
+            with open(f"{staging}/{ENTRY_NAME}", "wb") as file:
+                file.write(encode_entry(entry))
+                file.flush()
+                os.fsync(file.fileno())
+            fsync_folder(staging)
+            try:
+                os.rename(staging, target)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES) or not os.path.isdir(target):
+                    raise
+                # Something is there that the look-up did not accept.
+                self.quarantine(entry.key)
+                os.rename(staging, target)
+            fsync_folder(self._engines)
+        except OSError as error:
+            raise write_error(error, target) from error
+
+    def quarantine(self, key: str) -> str:
+        """Set a damaged entry aside, where no look-up finds it; gives its new place."""
+        place = f"{self.root}/{QUARANTINE}/{key}.{_unique()}"
+        try:
+            os.rename(self._engines + key, place)
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise write_error(error, self._engines + key) from error
+        return place
+
+    def discard(self, folder: str) -> None:
+        """Delete a staging or quarantine folder; what cannot be deleted now is left for the next prune."""
+        import shutil  # not needed for a hit, and slow to import
+
+        shutil.rmtree(folder, ignore_errors=True)
+
+    # ------------------------------------------------------------ removing
+
+    def remove(self, key: str) -> bool:
+        """Remove one entry unless it is leased; False if it is. A missing one counts as removed."""
+        folder = self._engines + key
+        try:
+            fd = os.open(f"{folder}/{ENTRY_NAME}", _platform.OPEN_FLAGS)
+        except FileNotFoundError:
+            fd = -1
+        except OSError as error:
+            raise write_error(error, folder) from error
+        grave = f"{self.root}/{TEMPORARY}/{key}.{os.getpid()}-{_unique()}"
+        try:
+            if fd >= 0 and not _platform.lock_exclusive(fd):
+                return False
+            os.rename(folder, grave)
+        except FileNotFoundError:
+            return True
+        except PermissionError as error:
+            if os.name == "nt":
+                return False  # somebody has a file of it open
+            raise write_error(error, folder) from error
+        except OSError as error:
+            raise write_error(error, folder) from error
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        self.discard(grave)
+        return True
+
+
+def write_error(error: OSError, path: str) -> CacheError:
+    """Our error for a failed write below the cache."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(path=path, free_bytes=free_bytes(path), needed_bytes="more")
+    return CacheUnwritable(path=error.filename or path, detail=error.strerror or str(error))
+
+
+def free_bytes(path: str) -> int:
+    """Bytes that this user can still write on the disk that holds ``path`` or its nearest parent."""
+    while not os.path.exists(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    import shutil  # not needed for a hit, and slow to import
+
+    return shutil.disk_usage(path).free
+
+
+def _same_file(fd: int, name: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(name))
+    except OSError:
+        return False
+
+
+def _unique() -> str:
+    return os.urandom(4).hex()

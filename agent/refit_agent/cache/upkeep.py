@@ -1,0 +1,184 @@
+"""Keep the cache within its quota and free of leftovers; check what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from refit_agent.cache.entry import ENTRY_NAME, Entry, decode_entry, files_fault
+from refit_agent.cache.locks import remove_lock_file, try_key_lock
+from refit_agent.cache.store import QUARANTINE, TEMPORARY, Store, free_bytes
+from refit_agent.digest import hash_file
+from refit_agent.errors import DiskFull
+
+#: Left free beyond what an engine needs, so that filling the cache never fills the disk.
+DISK_MARGIN_BYTES = 256 << 20
+
+
+class Cached(NamedTuple):
+    """One entry as the list shows it; ``entry`` is None when ``fault`` says why it cannot be read.
+
+    ``size`` in bytes on disk, ``last_used`` in Unix time.
+    """
+
+    key: str
+    entry: Entry | None
+    size: int
+    last_used: float
+    fault: str
+
+
+def list_entries(store: Store) -> list[Cached]:
+    """All entries, least recently used first. Reads each entry.json, no plan."""
+    found = [_inspect(store, key) for key in store.keys()]
+    return sorted(found, key=lambda c: (c.last_used, c.key))
+
+
+def _inspect(store: Store, key: str) -> Cached:
+    folder = store.folder(key)
+    size, last_used = 0, 0.0
+    with contextlib.suppress(OSError), os.scandir(folder) as items:
+        for item in items:
+            status = item.stat(follow_symlinks=False)
+            size += status.st_size
+            if item.name == ENTRY_NAME:
+                last_used = status.st_mtime
+    try:
+        with open(f"{folder}/{ENTRY_NAME}", "rb") as file:
+            entry = decode_entry(file.read(), key)
+    except OSError as error:
+        entry = f"{ENTRY_NAME}: {error.strerror}"
+    if isinstance(entry, str):
+        return Cached(key, None, size, last_used, entry)
+    return Cached(key, entry, size, last_used, files_fault(entry, folder))
+
+
+def default_quota(store: Store) -> int:
+    """Bytes the cache may take when nobody said otherwise: a fifth of the disk, at most 32 GiB."""
+    import shutil
+
+    path = store.root
+    while not os.path.exists(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return min(32 << 30, shutil.disk_usage(path).total // 5)
+
+
+def make_room(store: Store, needed_bytes: int, quota_bytes: int) -> list[str]:
+    """Remove the least recently used entries until ``needed_bytes`` more fit in quota and disk.
+
+    Leased entries stay. Gives the keys removed. A single engine larger than the quota is let
+    through, since refusing it would leave the app without any.
+
+    Raises:
+        DiskFull: the disk itself is too small for it even then.
+    """
+    removed: list[str] = []
+    entries = list_entries(store)
+    total = sum(c.size for c in entries)
+    for cached in entries:
+        short_of_disk = free_bytes(store.root) < needed_bytes + DISK_MARGIN_BYTES
+        if total + needed_bytes <= quota_bytes and not short_of_disk:
+            break
+        if store.remove(cached.key):
+            removed.append(cached.key)
+            total -= cached.size
+    free = free_bytes(store.root)
+    if free < needed_bytes + DISK_MARGIN_BYTES:
+        raise DiskFull(path=store.root, free_bytes=free, needed_bytes=needed_bytes + DISK_MARGIN_BYTES)
+    return removed
+
+
+def sweep(store: Store) -> list[str]:
+    """Delete what killed processes left behind: staging folders and lock files that nobody holds.
+
+    Also empties the quarantine. Gives the paths that were deleted. Never touches a published entry.
+    """
+    gone: list[str] = []
+    names = _listdir(f"{store.root}/{TEMPORARY}")
+    by_key: dict[str, list[str]] = {}
+    for name in names:
+        by_key.setdefault(name.split(".", 1)[0], []).append(f"{store.root}/{TEMPORARY}/{name}")
+    for name in _listdir(f"{store.root}/locks"):
+        by_key.setdefault(name.removesuffix(".lock"), [])
+    for key, folders in by_key.items():
+        with try_key_lock(store, key) as ours:
+            if not ours:
+                continue  # somebody is making this engine right now
+            for folder in folders:
+                store.discard(folder)
+            gone.extend(folders)
+            remove_lock_file(store, key)
+    for name in _listdir(f"{store.root}/{QUARANTINE}"):
+        store.discard(f"{store.root}/{QUARANTINE}/{name}")
+        gone.append(f"{store.root}/{QUARANTINE}/{name}")
+    return gone
+
+
+def _listdir(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def prune(store: Store, quota_bytes: int) -> list[str]:
+    """Sweep leftovers and evict until the cache is within ``quota_bytes``; gives the keys evicted."""
+    sweep(store)
+    removed: list[str] = []
+    entries = list_entries(store)
+    total = sum(c.size for c in entries)
+    for cached in entries:
+        if total <= quota_bytes:
+            break
+        if store.remove(cached.key):
+            removed.append(cached.key)
+            total -= cached.size
+    return removed
+
+
+def clear(store: Store) -> tuple[list[str], list[str]]:
+    """Remove every entry; gives the keys removed and those that stay because they are leased."""
+    sweep(store)
+    removed: list[str] = []
+    kept: list[str] = []
+    for key in store.keys():
+        (removed if store.remove(key) else kept).append(key)
+    return removed, kept
+
+
+class Verdict(NamedTuple):
+    """What `verify` found about one entry; ``fault`` is "" for a sound one."""
+
+    key: str
+    fault: str
+    set_aside: str
+
+
+def verify(
+    store: Store, keys: Iterable[str] | None = None, on_bytes: Callable[[int], None] | None = None
+) -> list[Verdict]:
+    """Read every file of the entries whole and compare it with what was published.
+
+    A damaged entry is moved to the quarantine, so that the next request makes it anew.
+    """
+    verdicts: list[Verdict] = []
+    for key in list(store.keys() if keys is None else keys):
+        cached = _inspect(store, key)
+        fault = cached.fault
+        if not fault and cached.entry is not None:
+            fault = _content_fault(cached.entry, store.folder(key), on_bytes)
+        verdicts.append(Verdict(key, fault, store.quarantine(key) if fault else ""))
+    return verdicts
+
+
+def _content_fault(entry: Entry, folder: str, on_bytes: Callable[[int], None] | None) -> str:
+    for file in entry.files:
+        try:
+            digest, _ = hash_file(f"{folder}/{file.name}", on_bytes)
+        except OSError as error:
+            return f"{file.name}: {error.strerror}"
+        if digest != file.sha256:
+            return f"the content of {file.name} changed although its size and time did not"
+    return ""
