@@ -1,6 +1,7 @@
 """Every error this project raises on purpose, in one tree.
 
     RefitAgentError
+    ├── SettingInvalid         the caller or the environment         exit 2
     ├── BundleError            the app's developer can act           exit 3
     │   └── OnnxError          the ONNX file is damaged or hostile
     ├── DeviceError            the machine's owner can act           exit 4
@@ -77,6 +78,13 @@ def from_wire(code: str, facts: dict[str, object]) -> RefitAgentError:
     if kind is None:
         return RefitAgentError(detail=f"{code}: {facts}")
     return kind(**facts)
+
+
+class SettingInvalid(RefitAgentError):
+    code = "setting-invalid"
+    exit_code = 2
+    sentence = "{name} is {value!r}, which is not {wanted}."
+    advice = "Correct it, or leave it out for the default."
 
 
 # ---------------------------------------------------------------- the bundle
@@ -202,7 +210,9 @@ class SelectionError(RefitAgentError):
 class NoMatchingEngine(SelectionError):
     code = "no-matching-engine"
     sentence = "None of the {count} engines of model {model!r} in {app} can be used here: {detail}."
-    advice = "Run 'refit-agent explain' on the bundle for every reason; the app's vendor can add an engine for this machine."
+    advice = (
+        "Run 'refit-agent explain' on the bundle for every reason; the app's vendor can add an engine for this machine."
+    )
 
 
 class RuntimeMissing(SelectionError):
@@ -233,7 +243,9 @@ class WorkerCrashed(RefitError):
 
 class WorkerTimeout(RefitError):
     code = "worker-timeout"
-    sentence = "The refit worker did not finish within {seconds} s (it was in {phase}) and was stopped. Its last words:\n{log}"
+    sentence = (
+        "The refit worker did not finish within {seconds} s (it was in {phase}) and was stopped. Its last words:\n{log}"
+    )
     advice = "Allow more time with --deadline, or check whether the GPU hangs."
 
 

@@ -188,7 +188,9 @@ def _check(manifest: Manifest, path: str) -> None:
             if detail:
                 raise ManifestInvalid(path=path, detail=f"{detail} - at `$.models[{model.name!r}].engines[{number}]`")
         if model.default_profile is not None and model.default_profile not in model.profiles():
-            raise ManifestInvalid(path=path, detail=f"no engine of {model.name!r} has the default profile {model.default_profile!r}")
+            raise ManifestInvalid(
+                path=path, detail=f"no engine of {model.name!r} has the default profile {model.default_profile!r}"
+            )
 
 
 def _engine_fault(engine: Engine) -> str:

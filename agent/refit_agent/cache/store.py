@@ -115,7 +115,7 @@ class Store:
         if fault:
             raise CacheInsecure(path=self.root, detail=fault)
 
-    def keys(self) -> Iterator[str]:
+    def list_keys(self) -> Iterator[str]:
         """Keys of all entries, damaged ones too, in no order."""
         try:
             names = os.listdir(self._engines)

@@ -32,7 +32,7 @@ class Cached(NamedTuple):
 
 def list_entries(store: Store) -> list[Cached]:
     """All entries, least recently used first. Reads each entry.json, no plan."""
-    found = [_inspect(store, key) for key in store.keys()]
+    found = [_inspect(store, key) for key in store.list_keys()]
     return sorted(found, key=lambda c: (c.last_used, c.key))
 
 
@@ -143,7 +143,7 @@ def clear(store: Store) -> tuple[list[str], list[str]]:
     sweep(store)
     removed: list[str] = []
     kept: list[str] = []
-    for key in store.keys():
+    for key in store.list_keys():
         (removed if store.remove(key) else kept).append(key)
     return removed, kept
 
@@ -164,11 +164,13 @@ def verify(
     A damaged entry is moved to the quarantine, so that the next request makes it anew.
     """
     verdicts: list[Verdict] = []
-    for key in list(store.keys() if keys is None else keys):
+    for key in list(store.list_keys() if keys is None else keys):
         cached = _inspect(store, key)
         fault = cached.fault
         if not fault and cached.entry is not None:
             fault = _content_fault(cached.entry, store.folder(key), on_bytes)
+        if fault and not os.path.isdir(store.folder(key)):
+            continue  # evicted while we read
         verdicts.append(Verdict(key, fault, store.quarantine(key) if fault else ""))
     return verdicts
 

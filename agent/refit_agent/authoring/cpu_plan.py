@@ -1,0 +1,125 @@
+"""Make the CPU target's plan: an optimised ONNX graph without the weights that the source model holds.
+
+ONNX Runtime optimises the model and saves it with its large initializers apart. Those that are byte
+for byte initializers of the source are dropped: the plan refers to them as external data in
+``weights.bin``, which a refit writes. All others stay inside the plan.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from refit_agent.authoring import wire_writer as pb
+from refit_agent.runtimes.onnxruntime_cpu import WEIGHTS_NAME
+from refit_agent.weights import OnnxWeights, WeightRef
+from refit_agent.weights.wire import BYTES, Wire
+
+#: Smaller tensors stay inside: ONNX Runtime wants shapes at hand, and dropping them would save nothing.
+MIN_STRIPPED_BYTES = 1024
+#: ONNX Runtime maps external data in place where it begins on a page boundary.
+_ALIGNMENT = 4096
+#: Optimisations that rewrite weights. Done here they would put the rewritten weights into the plan;
+#: the host's own ONNX Runtime does them when it loads the finished model.
+_WEIGHT_REWRITING = ["AttentionFusion", "ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]
+
+
+class CpuPlan(NamedTuple):
+    """What was made: bytes of the plan, of the weights it leaves out, and of those it had to keep."""
+
+    plan_bytes: int
+    stripped_bytes: int
+    kept_bytes: int
+
+
+def make_cpu_plan(onnx_path: str, plan_path: str) -> CpuPlan:
+    """Write the CPU plan of the model at ``onnx_path`` to ``plan_path``. Needs the extra ``cpu``.
+
+    Raises:
+        OnnxError: the source model is not sound.
+        OSError: the plan cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="refit-agent-") as folder:
+        optimised = os.path.join(folder, "optimised.onnx")
+        _optimise(onnx_path, optimised)
+        with OnnxWeights(onnx_path) as source, OnnxWeights(optimised) as weights, open(optimised, "rb") as file:
+            data = file.read()  # the graph alone; its weights lie in a file of their own
+            writer = _Stripper(source, weights)
+            plan = b"".join(writer.model(Wire(data, optimised)))
+        with open(plan_path, "wb") as out:
+            out.write(plan)
+    return CpuPlan(len(plan), writer.stripped_bytes, writer.kept_bytes)
+
+
+def _optimise(onnx_path: str, optimised: str) -> None:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # Not ORT_ENABLE_ALL: its layouts depend on the processor that the plan is made on.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = optimised
+    options.log_severity_level = 3
+    prefix = "session.optimized_model_external_initializers_"
+    options.add_session_config_entry(prefix + "file_name", "optimised.bin")
+    options.add_session_config_entry(prefix + "min_size_in_bytes", str(MIN_STRIPPED_BYTES))
+    ort.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_WEIGHT_REWRITING)
+
+
+class _Stripper:
+    """Copies a ModelProto field by field and replaces the initializers that the source holds."""
+
+    def __init__(self, source: OnnxWeights, weights: OnnxWeights) -> None:
+        self._source = source
+        self._weights = weights
+        self._position = 0
+        self.stripped_bytes = 0
+        self.kept_bytes = 0
+
+    def model(self, wire: Wire) -> Iterator[bytes]:
+        for number, kind, value, stop, at in wire.fields(0, wire.size):
+            if number == 7 and kind == BYTES:
+                yield pb.blob(7, b"".join(self._graph(wire, value, stop)))
+            else:
+                yield bytes(wire.data[at:stop])
+
+    def _graph(self, wire: Wire, start: int, end: int) -> Iterator[bytes]:
+        for number, kind, value, stop, at in wire.fields(start, end):
+            if number == 5 and kind == BYTES:
+                name = next(wire.text(v, s) for n, _, v, s, _ in wire.fields(value, stop) if n == 8)
+                replaced = self._initializer(self._weights[name])
+                yield bytes(wire.data[at:stop]) if replaced is None else pb.blob(5, replaced)
+            else:
+                yield bytes(wire.data[at:stop])
+
+    def _initializer(self, ref: WeightRef) -> bytes | None:
+        """The tensor's new form, or None to leave it as it is."""
+        if ref.nbytes < MIN_STRIPPED_BYTES:
+            return None
+        raw = _bytes(ref)
+        if not self._is_in_source(ref, raw):
+            self.kept_bytes += ref.nbytes
+            return pb.tensor(ref.name, ref.dtype, ref.shape, bytes(raw))
+        offset = -(-self._position // _ALIGNMENT) * _ALIGNMENT
+        self._position = offset + ref.nbytes
+        self.stripped_bytes += ref.nbytes
+        return pb.external_tensor(ref.name, ref.dtype, ref.shape, WEIGHTS_NAME, offset, ref.nbytes)
+
+    def _is_in_source(self, ref: WeightRef, raw: memoryview) -> bool:
+        if ref.name not in self._source:
+            return False
+        twin = self._source[ref.name]
+        return twin.dtype == ref.dtype and twin.shape == ref.shape and _equal(raw, _bytes(twin))
+
+
+def _bytes(ref: WeightRef) -> memoryview:
+    import numpy as np
+
+    return memoryview(ref.array().reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def _equal(one: memoryview, other: memoryview) -> bool:
+    import numpy as np
+
+    return bool(np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8)))

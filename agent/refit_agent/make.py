@@ -1,0 +1,194 @@
+"""Make one engine that the cache does not have: lock, room, worker, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+
+from refit_agent.bundle import Bundle
+from refit_agent.cache.entry import SCHEMA, Entry, EntryFile
+from refit_agent.cache.locks import key_lock
+from refit_agent.cache.store import TEMPORARY, Lease, Store, write_error
+from refit_agent.cache.upkeep import default_quota, make_room
+from refit_agent.errors import EntryDamaged
+from refit_agent.manifest import FileRef, Golden, Model
+from refit_agent.progress import ProgressCallback, ProgressMeter
+from refit_agent.refit.launch import run_worker
+from refit_agent.refit.messages import Done, GoldenJob, Job, Located
+from refit_agent.selection import Candidate
+from refit_agent.settings import cache_quota
+
+_log = structlog.get_logger("refit_agent.make")
+
+Found = tuple[Entry, str, Lease]
+
+
+class Request(NamedTuple):
+    """One engine to make: which, from what, under which key, and for how long the caller will wait."""
+
+    bundle: Bundle
+    model: Model
+    candidate: Candidate
+    profile: str | None
+    key: str
+    facts: dict[str, str]
+    deadline_s: float
+    background: bool
+    progress: ProgressCallback | None
+    cancelled: Callable[[], bool]
+
+
+def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
+    """The engine, leased, and whether somebody else had made it while this call waited.
+
+    Raises:
+        RefitAgentError: nothing was published, and nothing is left behind.
+    """
+    meter = ProgressMeter(request.progress)
+    key = request.key
+    store.prepare()
+    with key_lock(store, key, request.deadline_s, lambda: meter("wait")):
+        found = store.lookup(key)
+        if isinstance(found, tuple):
+            return found, True
+        if found is not None:
+            _log.warning("cached engine is damaged", key=key, detail=found, moved_to=store.quarantine(key))
+        _remove_leftovers(store, key)
+        job_files = _locate(request)
+        make_room(store, _needed_bytes(request), _quota(store))
+        staging = store.stage(key)
+        worker_log = f"{staging}.log"
+        try:
+            job = _job(request, staging, job_files)
+            done = run_worker(
+                job,
+                worker_log,
+                request.deadline_s,
+                lambda event: meter(event.phase, event.done, event.total),
+                request.cancelled,
+            )
+            meter("publish")
+            store.publish(staging, _entry(request, done, staging))
+        finally:
+            store.discard(staging)
+            with contextlib.suppress(OSError):
+                os.unlink(worker_log)
+        _log.info("engine published", key=key, seconds=done.seconds, golden_error=done.golden_error)
+        found = store.lookup(key)
+        if not isinstance(found, tuple):
+            raise EntryDamaged(key=key, detail=found or "it vanished after it was published")
+        meter("ready")
+        return found, False
+
+
+def _quota(store: Store) -> int:
+    quota = cache_quota()
+    return default_quota(store) if quota is None else quota
+
+
+def _remove_leftovers(store: Store, key: str) -> None:
+    """Delete what a killed predecessor left: we hold the lock, so nobody is at work there."""
+    folder = f"{store.root}/{TEMPORARY}"
+    for name in os.listdir(folder):
+        if name.startswith(key):
+            path = f"{folder}/{name}"
+            store.discard(path)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _needed_bytes(request: Request) -> int:
+    """The finished engine's size at most: a plan from zeroed weights has it already, any other grows by the weights."""
+    engine, model = request.candidate.engine, request.model
+    if engine.strip != "plan":
+        return engine.plan_size
+    return engine.plan_size + model.onnx.size + sum(f.size for f in model.external)
+
+
+class _Files(NamedTuple):
+    plan: str
+    weights: Located
+    external: tuple[Located, ...]
+    golden: tuple[GoldenJob, ...]
+    lean_runtime: str
+
+
+def _locate(request: Request) -> _Files:
+    """Find every file that the worker will need, before anything is started or written."""
+    bundle, model, engine = request.bundle, request.model, request.candidate.engine
+
+    def located(ref: FileRef) -> Located:
+        return Located(path=bundle.locate(ref), ref=FileRef(path=ref.path, size=ref.size, sha256=ref.sha256))
+
+    def golden(data: Golden) -> GoldenJob:
+        return GoldenJob(
+            inputs={name: located(ref) for name, ref in data.inputs.items()},
+            outputs={name: located(ref) for name, ref in data.outputs.items()},
+            tolerance=engine.tolerance or data.tolerance,
+        )
+
+    fitting = [g for g in model.golden if g.profile is None or g.profile == request.profile]
+    return _Files(
+        plan=bundle.locate(engine),
+        weights=located(model.onnx),
+        external=tuple(located(ref) for ref in model.external),
+        golden=tuple(golden(g) for g in fitting),
+        lean_runtime="" if engine.lean_runtime is None else bundle.locate(engine.lean_runtime),
+    )
+
+
+def _job(request: Request, staging: str, files: _Files) -> Job:
+    candidate = request.candidate
+    return Job(
+        staging=staging,
+        plan=files.plan,
+        engine=candidate.engine,
+        weights=files.weights,
+        external=files.external,
+        runtime=candidate.engine.runtime,
+        module=candidate.runtime.module,
+        module_folder=candidate.runtime.folder,
+        gpu="" if candidate.gpu is None else candidate.gpu.uuid,
+        golden=files.golden,
+        smoke_run=candidate.needs_check,
+        lean_runtime=files.lean_runtime,
+        background=request.background,
+    )
+
+
+def _entry(request: Request, done: Done, staging: str) -> Entry:
+    files = []
+    for file in done.files:
+        try:
+            status = os.stat(f"{staging}/{file.name}")
+        except OSError as error:
+            raise write_error(error, staging) from error
+        if status.st_size != file.size:
+            raise EntryDamaged(
+                key=request.key, detail=f"{file.name} has {status.st_size} bytes, {file.size} were written"
+            )
+        files.append(EntryFile(name=file.name, size=file.size, mtime_ns=status.st_mtime_ns, sha256=file.sha256))
+    candidate, app = request.candidate, request.bundle.manifest.app
+    return Entry(
+        schema=SCHEMA,
+        key=request.key,
+        plan=done.files[0].name,
+        files=tuple(files),
+        runtime=candidate.engine.runtime,
+        runtime_version=done.runtime_version,
+        target="cpu" if candidate.gpu is None else candidate.gpu.name,
+        app=f"{app.id} {app.version}",
+        model=request.model.name,
+        profile=request.profile,
+        engine=candidate.engine.path,
+        created=time.time(),
+        golden_error=done.golden_error,
+        check=done.check,
+        seconds=done.seconds,
+        facts=request.facts,
+    )

@@ -1,0 +1,156 @@
+"""`ensure_engine`: a bundle goes in, a ready engine comes out, the second time from the cache.
+
+open the bundle ─► rank its engines for this machine ─► for each, best first:
+    in the cache?  ─► done (this path imports nothing heavy)
+    failed before? ─► next
+    make it (see `make`): under its lock, in a worker process, checked, published whole
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from refit_agent import paths
+from refit_agent.bundle import Bundle
+from refit_agent.cache.entry import Entry
+from refit_agent.cache.store import Lease, Store
+from refit_agent.engine import Attempt, Engine, Explanation
+from refit_agent.errors import BundleError, DeviceError, NoMatchingEngine, RefitAgentError, RefitError, RuntimeMissing
+from refit_agent.failures import Failures
+from refit_agent.gpu.detect import detect
+from refit_agent.keys import engine_facts, engine_key
+from refit_agent.machine import Machine
+from refit_agent.manifest import Model
+from refit_agent.progress import ProgressCallback
+from refit_agent.selection import Candidate, Selection, no_match_detail, select
+from refit_agent.settings import DEFAULT_DEADLINE_S
+
+
+def ensure_engine(
+    bundle: str | os.PathLike[str],
+    model: str,
+    profile: str | None = None,
+    target: str | None = None,
+    progress: ProgressCallback | None = None,
+    *,
+    deadline_s: float = DEFAULT_DEADLINE_S,
+    retry_failed: bool = False,
+    background: bool = False,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Engine:
+    """The best engine of ``model`` for this machine, ready to load, with a lease on it.
+
+    A hit takes well under a millisecond and reads no file of the bundle but its manifest. Otherwise
+    the engine is made in a worker process, which takes seconds, blocks, and uses GPU and disk;
+    ``progress`` is called from this thread meanwhile. If the best candidate cannot be made, the next
+    best is, and ``explanation`` says why. Safe to call from many threads and many processes at once:
+    one of them makes the engine, the others wait for it.
+
+    Args:
+        bundle: the bundle's folder.
+        model: a model's name in the manifest.
+        profile: an optimization profile's name; None for the model's default.
+        target: "cpu", "gpu", "cuda:N" or a GPU's UUID; None for whatever is best.
+        progress: gets a `Progress` now and then.
+        deadline_s: seconds that the worker, and waiting for another process, may take.
+        retry_failed: try candidates again that failed on this machine before.
+        background: work at idle priority.
+        cancelled: asked several times a second; True stops the work.
+
+    Raises:
+        BundleError: the bundle is damaged or hostile, or lacks the model or profile.
+        SelectionError: nothing in it fits this machine, or there is no such target.
+        RefitError, DeviceError: every candidate failed; the error is the best one's.
+        CacheError: the cache folder or its disk cannot be used.
+    """
+    opened = Bundle.open(bundle)
+    wanted = opened.model(model)
+    home = paths.home()
+    machine = detect(home=home)
+    selection = select(opened.manifest, wanted, profile, machine, target)
+    store = Store(home.cache)
+    failures = Failures(home.state)
+    attempts: list[Attempt] = []
+    first: RefitAgentError | None = None
+    for candidate in selection.candidates:
+        facts = engine_facts(candidate, wanted, machine)
+        key = engine_key(facts)
+        found = store.lookup(key)
+        if isinstance(found, tuple):
+            return _engine(found, candidate, selection, attempts, hit=True)
+        try:
+            remembered = None if retry_failed else failures.recall(key)
+            if remembered is not None:
+                raise remembered
+            # Imported late: what makes engines is of no use to a hit.
+            from refit_agent.make import Request, make_engine
+
+            request = Request(
+                bundle=opened,
+                model=wanted,
+                candidate=candidate,
+                profile=selection.profile,
+                key=key,
+                facts=facts,
+                deadline_s=deadline_s,
+                background=background,
+                progress=progress,
+                cancelled=cancelled,
+            )
+            made, hit = make_engine(request, store)
+        except (RefitError, DeviceError, BundleError, RuntimeMissing) as error:
+            if cancelled():
+                raise
+            failures.remember(key, error)
+            attempts.append(
+                Attempt(engine=candidate.engine.path, target=candidate.target, code=error.code, message=str(error))
+            )
+            first = first or error
+            continue
+        failures.forget(key)
+        return _engine(made, candidate, selection, attempts, hit=hit)
+    raise first if first is not None else _nothing_fits(opened, wanted, selection)
+
+
+def _engine(
+    found: tuple[Entry, str, Lease], candidate: Candidate, selection: Selection, attempts: list[Attempt], *, hit: bool
+) -> Engine:
+    entry, folder, lease = found
+    return Engine(
+        folder=folder,
+        name=entry.plan,
+        key=entry.key,
+        runtime=entry.runtime,
+        runtime_version=entry.runtime_version,
+        target=candidate.target,
+        profile=selection.profile,
+        hit=hit,
+        explanation=Explanation(
+            engine=candidate.engine.path,
+            tier=candidate.tier,
+            chosen=candidate.reason,
+            attempts=tuple(attempts),
+            refusals=selection.refusals,
+        ),
+        lease=lease,
+    )
+
+
+def _nothing_fits(bundle: Bundle, model: Model, selection: Selection) -> RefitAgentError:
+    app = f"'{bundle.manifest.app.name} {bundle.manifest.app.version}'"
+    for refusal in selection.refusals:
+        if refusal.code == "runtime-missing" and model.engines[refusal.number].runtime == "onnxruntime":
+            return RuntimeMissing(
+                model=model.name, runtime="ONNX Runtime", extra="cpu", detail=no_match_detail(selection)
+            )
+    return NoMatchingEngine(count=len(model.engines), model=model.name, app=app, detail=no_match_detail(selection))
+
+
+def explain(
+    bundle: str | os.PathLike[str], model: str, profile: str | None = None, target: str | None = None
+) -> tuple[Selection, Machine]:
+    """What `ensure_engine` would choose from, best first, and every refusal; nothing is made or opened."""
+    opened = Bundle.open(bundle)
+    machine = detect()
+    return select(opened.manifest, opened.model(model), profile, machine, target), machine

@@ -1,0 +1,58 @@
+"""The check run: golden inputs in, outputs compared. Knows nothing of any runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from refit_agent.errors import BundleFileMismatch, GoldenMismatch
+from refit_agent.refit.messages import Located
+from refit_agent.runtimes.base import Array
+
+
+def load_arrays(files: Mapping[str, Located]) -> dict[str, Array]:
+    """The ``.npy`` files by tensor name. Never unpickles. Raises BundleFileMismatch for what is no array."""
+    arrays: dict[str, Array] = {}
+    for name, file in files.items():
+        try:
+            arrays[name] = np.load(file.path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise BundleFileMismatch(path=file.path, detail=f"it is not a .npy array: {error}") from error
+    return arrays
+
+
+def relative_error(got: Array, expected: Array) -> float:
+    """``norm(got - expected) / norm(expected)`` in float64; nan if anything is not finite where it should be."""
+    difference = got.astype(np.float64) - expected.astype(np.float64)
+    scale = float(np.linalg.norm(expected.astype(np.float64).ravel()))
+    return float(np.linalg.norm(difference.ravel())) / (scale or 1.0)
+
+
+def compare(got: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float) -> float:
+    """The largest relative error over all expected outputs.
+
+    Raises:
+        GoldenMismatch: an output is missing, has another shape, holds a NaN, or is further off than
+            ``tolerance``.
+    """
+    worst = 0.0
+    for name, reference in expected.items():
+        if name not in got:
+            raise GoldenMismatch(output=name, error="no output of that name", tolerance=tolerance)
+        if got[name].shape != reference.shape:
+            detail = f"shape {got[name].shape} in place of {reference.shape}"
+            raise GoldenMismatch(output=name, error=detail, tolerance=tolerance)
+        error = relative_error(got[name], reference)
+        # Written so that a NaN fails: every comparison with NaN is false.
+        if not error <= tolerance:
+            raise GoldenMismatch(output=name, error=f"{error:.3g}", tolerance=tolerance)
+        worst = max(worst, error)
+    return worst
+
+
+def require_finite(got: Mapping[str, Array]) -> None:
+    """Raise GoldenMismatch if any floating-point output holds a NaN or an infinity."""
+    for name, array in got.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise GoldenMismatch(output=name, error="a value that is not finite", tolerance="none")

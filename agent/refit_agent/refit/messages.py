@@ -1,0 +1,94 @@
+"""What parent and worker say to each other: one JSON document a line, the job first, then events.
+
+    parent ── Job ──────────────────────────► worker (standard input; its end means: stop)
+    parent ◄── Phase | Done | Failed ──────── worker (standard output)
+
+Both sides are the same version of the same package, so there is no version number in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from refit_agent.manifest import Engine, FileRef
+
+
+class Located(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle's file: where it is, and what it must be."""
+
+    path: str
+    ref: FileRef
+
+
+class GoldenJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Golden inputs and outputs by tensor name, and the relative L2 error allowed."""
+
+    inputs: dict[str, Located]
+    outputs: dict[str, Located]
+    tolerance: float
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One refit, complete: the worker asks nobody anything. All paths are absolute.
+
+    ``module`` and ``module_folder`` say which runtime to import from where; ``gpu`` is "" on the CPU.
+    ``weights`` is the ONNX file in use, ``weights_identical`` whether it is the one that the engine
+    was built from. ``smoke_run`` asks for a run even without golden data.
+    """
+
+    staging: str
+    plan: str
+    engine: Engine
+    weights: Located
+    external: tuple[Located, ...]
+    runtime: str
+    module: str
+    module_folder: str
+    gpu: str
+    golden: tuple[GoldenJob, ...] = ()
+    smoke_run: bool = False
+    lean_runtime: str = ""
+    background: bool = False
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True, tag="phase"):
+    """The worker is in ``phase`` and has done ``done`` of ``total`` bytes (or weights); 0 if unknown."""
+
+    phase: str
+    done: int = 0
+    total: int = 0
+
+
+class FileResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One written file."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    """The engine lies in the staging folder, checked and on the disk. ``seconds`` by phase."""
+
+    files: tuple[FileResult, ...]
+    runtime_version: str
+    check: str
+    golden_error: float | None
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """An error of ours, by code and facts."""
+
+    code: str
+    facts: dict[str, Any]
+
+
+Event = Phase | Done | Failed
+
+job_decoder = msgspec.json.Decoder(Job)
+event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+encoder = msgspec.json.Encoder()

@@ -1,0 +1,230 @@
+"""The CPU target: ONNX Runtime, for machines without an NVIDIA GPU.
+
+Its plan is an ONNX graph that ONNX Runtime has optimised, in which the large initializers are
+external tensors in a file ``weights.bin`` that does not exist yet (see `authoring.cpu_plan`). A
+refit writes that file from the app's own ONNX model, tensor by tensor, straight from one page cache
+to the other. The result is a complete model that any ONNX Runtime loads and maps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from refit_agent.errors import (
+    PlanInvalid,
+    PlanRefused,
+    RefitRefused,
+    RuntimeMissing,
+    WeightsMismatch,
+    WeightsUncovered,
+    WeightUnsupported,
+)
+from refit_agent.refit.unpack import PlanImage
+from refit_agent.runtimes.base import Array, WrittenFile
+from refit_agent.weight_map import Prototype, WeightSource
+from refit_agent.weights import OnnxWeights, WeightRef
+from refit_agent.weights.external import ExternalFile, ExternalFiles
+from refit_agent.weights.parse import GraphReader
+from refit_agent.weights.scan import scan_model
+from refit_agent.weights.tensors import TensorReader
+from refit_agent.weights.wire import Wire
+
+MODEL_NAME = "model.onnx"
+WEIGHTS_NAME = "weights.bin"
+_PIECE_BYTES = 8 << 20
+#: More than any alignment that a plan could want.
+_MAX_PADDING_BYTES = 2 << 20
+#: The facts of a file that is as long as anybody could want.
+_ENDLESS = os.stat_result((0, 0, 0, 0, 0, 0, 1 << 62, 0, 0, 0))
+
+
+class OnnxRuntime:
+    """Opens stripped ONNX graphs and runs finished ones on the CPU."""
+
+    name = "onnxruntime"
+
+    def __init__(self) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RuntimeMissing(model="?", runtime="onnxruntime", extra="cpu") from error
+        self._module = onnxruntime
+        self.version: str = onnxruntime.__version__
+
+    def open(self, image: PlanImage) -> OpenedGraph:
+        """Read the graph's stripped tensors; ONNX Runtime itself sees the model only when it is complete."""
+        return OpenedGraph(image)
+
+    def sources(
+        self,
+        wanted: Mapping[str, Prototype],
+        weights: OnnxWeights,
+        image: PlanImage,
+        explicit: Mapping[str, object] | None,
+    ) -> dict[str, WeightSource]:
+        """Each stripped tensor is the source model's initializer of the same name."""
+        del image, explicit
+        missing = [name for name in wanted if name not in weights]
+        if missing:
+            raise WeightsUncovered(count=len(missing), path=str(weights.path), names=", ".join(missing), detail="")
+        return {name: _identity(weights[name]) for name in wanted}
+
+    def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
+        """Run the finished model once, without optimising it again (which would copy the weights)."""
+        ort = self._module
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Prepacked copies of the weights would double the memory of a run that happens once.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.log_severity_level = 3
+        try:
+            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            feeds = dict(inputs) if inputs is not None else _made_up_inputs(session)
+            names = [output.name for output in session.get_outputs()]
+            return dict(zip(names, session.run(names, feeds), strict=True))
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class but Exception.
+            raise PlanRefused(runtime="ONNX Runtime", version=self.version, path=path, detail=str(error)) from error
+
+
+def _identity(ref: WeightRef) -> WeightSource:
+    return WeightSource(
+        engine_name=ref.name,
+        transform="identity",
+        sources=(ref.key,),
+        dtype=ref.dtype,
+        count=ref.count,
+        words=f"the initializer {ref.key}",
+        make=ref.array,
+    )
+
+
+def _made_up_inputs(session: object) -> dict[str, Array]:
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+    feeds: dict[str, Array] = {}
+    for item in session.get_inputs():  # type: ignore[attr-defined]
+        shape = [d if isinstance(d, int) else 1 for d in item.shape]
+        feeds[item.name] = np.ones(shape, types.get(item.type, np.int32 if item.type == "tensor(int32)" else np.int64))
+    return feeds
+
+
+class OpenedGraph:
+    """A stripped graph waiting for its weights."""
+
+    def __init__(self, image: PlanImage) -> None:
+        self._image = image
+        self._tensors = stripped_tensors(image)
+        self._arrays: dict[str, Array] = {}
+
+    def wanted(self) -> dict[str, Prototype]:
+        return {name: Prototype(ref.dtype, ref.count) for name, ref in self._tensors.items()}
+
+    def set_weight(self, name: str, dtype: str, array: Array) -> None:
+        ref = self._tensors[name]
+        if dtype != ref.dtype or array.nbytes != ref.nbytes:
+            detail = f"the plan wants {ref.dtype} in {ref.nbytes} bytes, the model has {dtype} in {array.nbytes}"
+            raise WeightsMismatch(name=name, detail=detail)
+        self._arrays[name] = array
+
+    def refit(self) -> None:
+        missing = self._tensors.keys() - self._arrays.keys()
+        if missing:
+            raise RefitRefused(runtime="ONNX Runtime", detail=f"weights were not set: {', '.join(sorted(missing))}")
+
+    def write(self, folder: str, on_bytes: Callable[[int, int], None]) -> list[WrittenFile]:
+        total = sum(ref.nbytes for ref in self._tensors.values())
+        files = [_write(f"{folder}/{MODEL_NAME}", [(0, self._image.view)], lambda _: None)]
+        if self._tensors:
+            ordered = sorted(self._tensors.values(), key=lambda ref: ref.offset)
+            pieces = [(ref.offset, _bytes_of(self._arrays[ref.name])) for ref in ordered]
+            files.append(_write(f"{folder}/{WEIGHTS_NAME}", pieces, lambda done: on_bytes(done, total)))
+        return files
+
+    def close(self) -> None:
+        self._arrays.clear()
+
+
+def stripped_tensors(image: PlanImage) -> dict[str, WeightRef]:
+    """The tensors that a stripped graph lacks, by name, with their places in ``weights.bin``.
+
+    Raises:
+        PlanInvalid: it keeps weights anywhere else, below the top level, or one over another.
+        OnnxMalformed: it is not a sound ONNX file.
+    """
+    promised = _PromisedWeights(image.path)
+    wire = Wire(image.memory, image.path)
+    model = GraphReader(wire, TensorReader(wire, Path(image.path), promised, _NoArrays())).model(scan_model(wire))
+    found = {n: ref for n, ref in model.graph.initializers.items() if ref.payload.external is not None}
+    if len(found) != promised.asked:
+        raise PlanInvalid(path=image.path, detail="it leaves out weights of a nested graph")
+    end = 0
+    for ref in sorted(found.values(), key=lambda r: r.offset):
+        if ref.offset < end:
+            raise PlanInvalid(path=image.path, detail=f"the place of {ref.name!r} overlaps another weight's")
+        if ref.offset > end + _MAX_PADDING_BYTES:
+            raise PlanInvalid(path=image.path, detail=f"there is a gap before {ref.name!r} that would fill the disk")
+        end = ref.offset + ref.nbytes
+    return found
+
+
+class _PromisedWeights(ExternalFiles):
+    """Stands in for ``weights.bin``, which the refit has yet to write: any place in it is fine."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, os.path.dirname(path))
+        self.path = path
+        self.asked = 0
+
+    def find(self, location: str, at: int) -> ExternalFile:
+        if location != WEIGHTS_NAME:
+            detail = (
+                f"at byte {at} it keeps weights in {location!r}, and a CPU plan may keep them only in {WEIGHTS_NAME}"
+            )
+            raise PlanInvalid(path=self.path, detail=detail)
+        self.asked += 1
+        return ExternalFile(self, location, Path(self.path).with_name(location), _ENDLESS)
+
+
+class _NoArrays:
+    """The source of the stripped tensors' arrays: there is none."""
+
+    def read_array(self, ref: WeightRef) -> Array:
+        raise WeightUnsupported(name=ref.name, path=str(ref.file), detail="the plan was stripped of it")
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def _write(path: str, pieces: list[tuple[int, memoryview]], on_done: Callable[[int], None]) -> WrittenFile:
+    """Write pieces at their offsets, zeros between them; on the disk when this returns."""
+    digest = hashlib.sha256()
+    position = 0
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        for offset, data in pieces:
+            padding = bytes(offset - position)
+            for start in range(0, len(data), _PIECE_BYTES):
+                piece = data[start : start + _PIECE_BYTES]
+                _write_all(fd, padding)
+                digest.update(padding)
+                _write_all(fd, piece)
+                digest.update(piece)
+                position += len(padding) + len(piece)
+                padding = b""
+                on_done(position)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return WrittenFile(os.path.basename(path), position, digest.hexdigest())
+
+
+def _write_all(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

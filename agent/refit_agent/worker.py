@@ -1,0 +1,125 @@
+"""The worker process: ``python -m refit_agent.worker`` reads one job from standard input and does it.
+
+GPU code can crash, hang and leak; here it takes down nothing but this process. Events go to what was
+standard output when the process began; standard output itself is joined to standard error, so that a
+native library that prints cannot break the protocol. When standard input ends, the parent is gone or
+has given up, and the process exits at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refit_agent.refit.messages import Event
+
+#: The parent's process ID, so that a worker whose parent died first can tell.
+PARENT_VARIABLE = "REFIT_AGENT_PARENT_PID"
+
+_PR_SET_PDEATHSIG = 1
+_SIGKILL = 9
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_IDLE = 3 << 13
+_IOPRIO_BEST_EFFORT_LOWEST = (2 << 13) | 7
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+
+
+def main() -> None:
+    """Run one job and exit: 0 when an event told the parent how it ended."""
+    out = os.dup(1)
+    os.dup2(2, 1)
+    _die_with_parent()
+    source = os.fdopen(os.dup(0), "rb")
+    line = source.readline()
+
+    from refit_agent.refit.messages import job_decoder
+
+    job = job_decoder.decode(line)
+    _step_back(job.background)
+    threading.Thread(target=_exit_at_end_of, args=(source,), daemon=True).start()
+    _send(out, _perform(out, line))
+    # Not sys.exit: native libraries crash in their exit handlers, and everything is on the disk already.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _perform(out: int, line: bytes) -> Event:
+    from refit_agent.errors import RefitAgentError, RefitError
+    from refit_agent.refit import pipeline
+    from refit_agent.refit.messages import Failed, job_decoder
+
+    try:
+        return pipeline.run(job_decoder.decode(line), lambda event: _send(out, event))
+    except RefitAgentError as error:
+        return Failed(code=error.code, facts=_plain(error.facts))
+    except OSError as error:
+        from refit_agent.cache.store import write_error
+
+        failure = write_error(error, str(error.filename or "the staging folder"))
+        return Failed(code=failure.code, facts=_plain(failure.facts))
+    except MemoryError:
+        return Failed(code=RefitError.code, facts={"detail": "The refit worker ran out of memory."})
+    except Exception as error:  # noqa: BLE001 - whatever a runtime raises must reach the parent as words
+        import traceback
+
+        traceback.print_exc()
+        return Failed(code=RefitError.code, facts={"detail": f"The refit failed: {type(error).__name__}: {error}"})
+
+
+def _plain(facts: dict[str, object]) -> dict[str, object]:
+    return {k: v if isinstance(v, (str, int, float, bool, list, type(None))) else str(v) for k, v in facts.items()}
+
+
+def _send(out: int, event: Event) -> None:
+    from refit_agent.refit.messages import encoder
+
+    data = encoder.encode(event) + b"\n"
+    # Whoever read our events is gone; the end of standard input will say so too.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(out, data)
+
+
+def _exit_at_end_of(source: object) -> None:
+    read = getattr(source, "read")  # noqa: B009 - any binary stream
+    while read(4096):
+        pass
+    os._exit(3)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies, even while native code holds the GIL."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent and os.getppid() != int(parent):
+        os._exit(3)  # it died before we could ask
+
+
+def _step_back(background: bool) -> None:
+    """Give way to what the user is doing: a little for a waiting app, altogether for background work."""
+    with contextlib.suppress(OSError, ValueError, ImportError):
+        import resource
+
+        # A crashed GPU process leaves gigabytes of core dump otherwise.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(19 if background else 5)
+    number = _IOPRIO_SET.get(os.uname().machine) if sys.platform == "linux" else None
+    if number is not None:
+        import ctypes
+
+        ctypes.CDLL(None).syscall(
+            number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE if background else _IOPRIO_BEST_EFFORT_LOWEST
+        )
+
+
+if __name__ == "__main__":
+    main()
