@@ -33,9 +33,9 @@ class GoldenJob(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One refit, complete: the worker asks nobody anything. All paths are absolute.
 
-    ``module`` and ``module_folder`` say which runtime to import from where; ``gpu`` is "" on the CPU.
-    ``weights`` is the ONNX file in use, ``weights_identical`` whether it is the one that the engine
-    was built from. ``smoke_run`` asks for a run even without golden data.
+    ``module`` and ``module_folder`` say which runtime to import from where; ``gpu`` is its UUID, "" on the
+    CPU. ``weights`` is the ONNX file in use. ``smoke_run`` asks for a run even without golden data. ``host_code_allowed`` lets the
+    bundle bring code of its own (a lean runtime, a plan with host code).
     """
 
     staging: str
@@ -50,6 +50,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     golden: tuple[GoldenJob, ...] = ()
     smoke_run: bool = False
     lean_runtime: str = ""
+    host_code_allowed: bool = False
     background: bool = False
 
 

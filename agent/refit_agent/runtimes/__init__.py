@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from refit_agent.errors import RefitError
 from refit_agent.runtimes.base import OpenedPlan, Runtime, WrittenFile
 
 if TYPE_CHECKING:
@@ -23,4 +22,6 @@ def load_runtime(job: Job) -> Runtime:
         from refit_agent.runtimes.onnxruntime_cpu import OnnxRuntime
 
         return OnnxRuntime()
-    raise RefitError(detail=f"This version has no runtime named {job.runtime!r}.")
+    from refit_agent.runtimes.tensorrt import TensorRtRuntime
+
+    return TensorRtRuntime(job)

@@ -8,7 +8,6 @@ to the other. The result is a complete model that any ONNX Runtime loads and map
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from refit_agent.errors import (
 )
 from refit_agent.refit.unpack import PlanImage
 from refit_agent.runtimes.base import Array, WrittenFile
+from refit_agent.runtimes.write_file import write_durably
 from refit_agent.weight_map import Prototype, WeightSource
 from refit_agent.weights import OnnxWeights, WeightRef
 from refit_agent.weights.external import ExternalFile, ExternalFiles
@@ -36,7 +36,6 @@ from refit_agent.weights.wire import Wire
 
 MODEL_NAME = "model.onnx"
 WEIGHTS_NAME = "weights.bin"
-_PIECE_BYTES = 8 << 20
 #: More than any alignment that a plan could want.
 _MAX_PADDING_BYTES = 2 << 20
 #: The facts of a file that is as long as anybody could want.
@@ -138,11 +137,11 @@ class OpenedGraph:
 
     def write(self, folder: str, on_bytes: Callable[[int, int], None]) -> list[WrittenFile]:
         total = sum(ref.nbytes for ref in self._tensors.values())
-        files = [_write(f"{folder}/{MODEL_NAME}", [(0, self._image.view)], lambda _: None)]
+        files = [write_durably(f"{folder}/{MODEL_NAME}", [(0, self._image.view)])]
         if self._tensors:
             ordered = sorted(self._tensors.values(), key=lambda ref: ref.offset)
             pieces = [(ref.offset, _bytes_of(self._arrays[ref.name])) for ref in ordered]
-            files.append(_write(f"{folder}/{WEIGHTS_NAME}", pieces, lambda done: on_bytes(done, total)))
+            files.append(write_durably(f"{folder}/{WEIGHTS_NAME}", pieces, lambda done: on_bytes(done, total)))
         return files
 
     def close(self) -> None:
@@ -199,32 +198,3 @@ class _NoArrays:
 
 def _bytes_of(array: Array) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-
-
-def _write(path: str, pieces: list[tuple[int, memoryview]], on_done: Callable[[int], None]) -> WrittenFile:
-    """Write pieces at their offsets, zeros between them; on the disk when this returns."""
-    digest = hashlib.sha256()
-    position = 0
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    try:
-        for offset, data in pieces:
-            padding = bytes(offset - position)
-            for start in range(0, len(data), _PIECE_BYTES):
-                piece = data[start : start + _PIECE_BYTES]
-                _write_all(fd, padding)
-                digest.update(padding)
-                _write_all(fd, piece)
-                digest.update(piece)
-                position += len(padding) + len(piece)
-                padding = b""
-                on_done(position)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    return WrittenFile(os.path.basename(path), position, digest.hexdigest())
-
-
-def _write_all(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -1,0 +1,132 @@
+"""TensorRT: one class over the modules tensorrt_lean, tensorrt and tensorrt_rtx, which name the same classes.
+
+Runs in the worker only, and only after the driver has answered: with no driver the creation of a
+Runtime ends in a segmentation fault.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from refit_agent.errors import PlanRefused, RefitError, RuntimeMissing
+from refit_agent.gpu.context import open_context
+from refit_agent.plan_header import check_against_manifest, parse_plan_header
+from refit_agent.refit.unpack import PlanImage
+from refit_agent.runtimes.base import Array
+from refit_agent.runtimes.tensorrt_log import MessageSink, make_logger
+from refit_agent.runtimes.tensorrt_plan import OpenedEngine
+from refit_agent.weight_map import Prototype, WeightSource, resolve
+from refit_agent.weights import OnnxWeights
+
+if TYPE_CHECKING:
+    from refit_agent.refit.messages import Job
+
+#: What the lean runtime says of a plan that was built without the version-compatible flag.
+_STUB_ERROR = "call to stub"
+_EXTRA = {"tensorrt_lean": "cu13", "tensorrt": "cu13", "tensorrt_rtx": "rtx"}
+
+
+class TensorRtRuntime:
+    """Opens, refits and runs plans through the module that the job names."""
+
+    def __init__(self, job: Job) -> None:
+        """Import the module, wait for the driver, create the Runtime.
+
+        Raises:
+            DeviceError: no driver, no GPU, or not enough free memory on it.
+            RuntimeMissing: the module is not there.
+            PlanRefused: the bundle brings code of its own, which is not allowed.
+        """
+        self.name = job.module
+        self._engine = job.engine
+        self._refuse_foreign_code(job)
+        # The context takes a fifth of a second to make, about as long as the import: do both at once.
+        context = open_context(job)
+        self._trt = _import(job)
+        self.version = str(self._trt.__version__)
+        context.wait()
+        self._sink = MessageSink()
+        self._logger = make_logger(self._trt, self._sink)
+        self._runtime = self._create_runtime(job)
+
+    def _refuse_foreign_code(self, job: Job) -> None:
+        if (job.engine.host_code or job.lean_runtime) and not job.host_code_allowed:
+            detail = "it brings code of its own to run, and this is allowed only with REFIT_AGENT_ALLOW_HOST_CODE=1"
+            raise PlanRefused(runtime=job.module, version="", path=job.plan, detail=detail)
+
+    def _create_runtime(self, job: Job) -> Any:
+        runtime = self._trt.Runtime(self._logger)
+        if job.lean_runtime:
+            self._parent_runtime = runtime  # the loaded one lives no longer than this one
+            runtime = runtime.load_runtime(job.lean_runtime)
+            if runtime is None:
+                raise self._refused(job.lean_runtime)
+        if job.engine.host_code:
+            runtime.engine_host_code_allowed = True
+        runtime.max_threads = _threads()
+        return runtime
+
+    def open(self, image: PlanImage) -> OpenedEngine:
+        """The engine in ``image``, its header checked first. Raises PlanInvalid or PlanRefused."""
+        check_against_manifest(parse_plan_header(image.view, image.size, image.path), self._engine, image.path)
+        engine = self._runtime.deserialize_cuda_engine(image.memory)
+        if engine is None:
+            raise self._refused(image.path)
+        if not engine.refittable and self._engine.strip != "none":
+            raise PlanRefused(
+                runtime=self.name, version=self.version, path=image.path, detail="it was built without REFIT"
+            )
+        return OpenedEngine(self._trt, engine, self._logger, self._sink, self._engine, _threads())
+
+    def sources(
+        self,
+        wanted: Mapping[str, Prototype],
+        weights: OnnxWeights,
+        image: PlanImage,
+        explicit: Mapping[str, object] | None,
+    ) -> dict[str, WeightSource]:
+        """Each wanted weight by the naming rules of the parser that built the plan; the manifest's map goes first."""
+        header = parse_plan_header(image.view, image.size, image.path)
+        rtx = header.runtime == "tensorrt-rtx"
+        return resolve(wanted, weights, builder=header.version, rtx=rtx, explicit=explicit)
+
+    def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
+        """Load the finished plan anew from the disk and run it once."""
+        import mmap
+
+        from refit_agent.runtimes.tensorrt_run import run_engine
+
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+            engine = self._runtime.deserialize_cuda_engine(memory)
+        if engine is None:
+            raise self._refused(path)
+        try:
+            return run_engine(self._trt, engine, inputs)
+        except RuntimeError as error:
+            raise RefitError(detail=f"The finished engine did not run: {error}: {self._sink.errors()}") from error
+        finally:
+            self._sink.flush()
+
+    def _refused(self, path: str) -> PlanRefused:
+        detail = self._sink.errors()
+        if _STUB_ERROR in detail:
+            detail = f"it was built without the version-compatible flag, which {self.name} needs ({detail})"
+        return PlanRefused(runtime=self.name, version=self.version, path=path, detail=detail)
+
+
+def _import(job: Job) -> Any:
+    if job.module_folder:
+        sys.path.insert(0, job.module_folder)
+    try:
+        return importlib.import_module(job.module)
+    except (ImportError, OSError) as error:
+        raise RuntimeMissing(model=job.engine.path, runtime=job.module, extra=_EXTRA.get(job.module, "cu13")) from error
+
+
+def _threads() -> int:
+    import os
+
+    return max(1, min(8, os.cpu_count() or 1))

@@ -1,0 +1,165 @@
+"""Run a TensorRT engine once, for the check run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from refit_agent.errors import DeviceFailed, RefitError
+from refit_agent.runtimes.base import Array
+
+_NUMPY = {
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "INT8": np.int8,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "BF16": np.uint16,
+}
+
+
+def run_engine(module: Any, engine: Any, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
+    """The outputs of one run, by name, in host memory; bfloat16 outputs come as float32.
+
+    Without ``inputs`` every input is filled with fixed pseudo-random values in its optimum shape.
+
+    Raises:
+        DeviceFailed: CUDA reports an error.
+        RefitError: the inputs do not fit the engine, or it does not run.
+    """
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    wanted = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.INPUT]
+    feeds = _made_up(engine, wanted) if inputs is None else {n: _feed(engine, n, inputs) for n in wanted}
+    context = engine.create_execution_context()
+    if context is None:
+        raise DeviceFailed(detail="TensorRT could not create an execution context: is the GPU's memory full?")
+    with _Buffers() as buffers:
+        _choose_profile(engine, context, feeds)
+        for name, array in feeds.items():
+            if not context.set_input_shape(name, array.shape):
+                raise RefitError(detail=f"The engine takes no input {name!r} of shape {array.shape}.")
+            on_host = engine.get_tensor_location(name) == module.TensorLocation.HOST
+            context.set_tensor_address(name, array.ctypes.data if on_host else buffers.upload(array))
+        outputs: dict[str, tuple[Array, int]] = {}
+        for name in names:
+            if name not in feeds:
+                array = np.zeros(_shape(context, name), _type(engine, name))
+                address = buffers.upload(array)
+                context.set_tensor_address(name, address)
+                outputs[name] = (array, address)
+        if not context.execute_async_v3(buffers.stream):
+            raise RefitError(detail="The finished engine did not run on the check input.")
+        buffers.synchronize()
+        for array, address in outputs.values():
+            buffers.download(array, address)
+        return {name: _widened(engine, name, array) for name, (array, _) in outputs.items()}
+
+
+def _feed(engine: Any, name: str, inputs: Mapping[str, Array]) -> Array:
+    if name not in inputs:
+        raise RefitError(detail=f"The golden data has no input {name!r}; it has {', '.join(inputs)}.")
+    wanted = _type(engine, name)
+    if inputs[name].dtype != wanted:
+        raise RefitError(detail=f"The golden input {name!r} is {inputs[name].dtype}, and the engine takes {wanted}.")
+    return np.ascontiguousarray(inputs[name])
+
+
+def _made_up(engine: Any, names: list[str]) -> dict[str, Array]:
+    random = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for name in names:
+        dtype = _type(engine, name)
+        shape = [max(1, d) for d in engine.get_tensor_profile_shape(name, 0)[1]]
+        # Integers are most often indices: 1 is in the range of every table that is worth having.
+        values = random.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
+        feeds[name] = np.ascontiguousarray(values.astype(dtype))
+    return feeds
+
+
+def _choose_profile(engine: Any, context: Any, feeds: Mapping[str, Array]) -> None:
+    """Use the first optimization profile whose ranges hold every input's shape."""
+    for index in range(engine.num_optimization_profiles):
+        ranges = {name: engine.get_tensor_profile_shape(name, index) for name in feeds}
+        if all(_within(feeds[name].shape, *r[::2]) for name, r in ranges.items() if len(r) == 3):
+            if index and not context.set_optimization_profile_async(index, 0):
+                raise RefitError(detail=f"Optimization profile {index} could not be chosen.")
+            return
+    shapes = ", ".join(f"{name}: {array.shape}" for name, array in feeds.items())
+    raise RefitError(detail=f"No optimization profile of the engine takes the check input ({shapes}).")
+
+
+def _within(shape: tuple[int, ...], least: Any, most: Any) -> bool:
+    return len(shape) == len(least) and all(a <= d <= b for a, d, b in zip(least, shape, most, strict=True))
+
+
+def _shape(context: Any, name: str) -> tuple[int, ...]:
+    shape = tuple(context.get_tensor_shape(name))
+    if any(d < 0 for d in shape):
+        raise RefitError(
+            detail=f"The shape of output {name!r} depends on the data; such a model cannot be checked yet."
+        )
+    return shape
+
+
+def _type(engine: Any, name: str) -> np.dtype[Any]:
+    member = engine.get_tensor_dtype(name).name
+    if member not in _NUMPY:
+        raise RefitError(detail=f"Tensor {name!r} is of type {member}, which cannot be checked yet.")
+    return np.dtype(_NUMPY[member])
+
+
+def _widened(engine: Any, name: str, array: Array) -> Array:
+    if engine.get_tensor_dtype(name).name != "BF16":
+        return array
+    return (array.astype(np.uint32) << 16).view(np.float32)
+
+
+class _Buffers:
+    """Device memory for one run, freed on exit."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import runtime  # 0.2 s, for the check run alone
+
+        self._cuda = runtime
+        self._addresses: list[int] = []
+        self.stream = int(self._call(runtime.cudaStreamCreate()))
+
+    def __enter__(self) -> _Buffers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for address in self._addresses:
+            with contextlib.suppress(DeviceFailed):  # a first error is on its way already
+                self._call(self._cuda.cudaFree(address))
+        with contextlib.suppress(DeviceFailed):
+            self._call(self._cuda.cudaStreamDestroy(self.stream))
+
+    def upload(self, array: Array) -> int:
+        """Address of a copy of ``array`` on the GPU."""
+        address = int(self._call(self._cuda.cudaMalloc(max(1, array.nbytes))))
+        self._addresses.append(address)
+        if array.nbytes:
+            kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+            self._call(self._cuda.cudaMemcpy(address, array.ctypes.data, array.nbytes, kind))
+        return address
+
+    def download(self, array: Array, address: int) -> None:
+        """Copy from the GPU into ``array``."""
+        if array.nbytes:
+            kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+            self._call(self._cuda.cudaMemcpy(array.ctypes.data, address, array.nbytes, kind))
+
+    def synchronize(self) -> None:
+        """Wait for the run; an error inside a kernel shows here."""
+        self._call(self._cuda.cudaStreamSynchronize(self.stream))
+
+    def _call(self, result: tuple[Any, ...]) -> Any:
+        error, values = result[0], result[1:]
+        if int(error) != 0:
+            raise DeviceFailed(detail=f"CUDA error {int(error)} ({getattr(error, 'name', error)})")
+        return values[0] if values else None
