@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pynvml
 import pytest
-from fake_nvml import Card, FakeNvml
+from agent.gpu.fake_nvml import Card, FakeNvml
 
 from refit_agent.gpu import detect as detect_module
 from refit_agent.gpu.detect import detect
