@@ -37,6 +37,14 @@ print(engine.path, flush=True)
 """
 
 
+def _reference(script: str, name: str, work: Path) -> None:
+    """Let the plain script write its weights and outputs, with a Python that has the onnx package."""
+    own = {"PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH"}  # a kit's Python sets them for itself
+    env = {k: v for k, v in os.environ.items() if k not in own}
+    python = os.environ.get("REFERENCE_PYTHON", sys.executable)
+    subprocess.run([python, script, "reference", f"{samples.MODELS}/{name}.onnx"], cwd=work, env=env, check=True)
+
+
 def plain(script: str, name: str, work: Path) -> tuple[float, int]:
     """Seconds and peak resident bytes that the plain way reports."""
     command = [sys.executable, script, "refit", f"{samples.ENGINES}/{name}.plan", f"{samples.MODELS}/{name}.onnx"]
@@ -52,19 +60,16 @@ def ours(bundle: Path, name: str, home: Path, *, measure_memory: bool) -> tuple[
     shutil.rmtree(home / "cache", ignore_errors=True)
     env = {**os.environ, "REFIT_AGENT_HOME": str(home)}
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-c", _OURS, str(bundle), name],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=env,
-    )
+    with open(home.with_suffix(".log"), "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _OURS, str(bundle), name], stdout=subprocess.PIPE, stderr=log, text=True, env=env
+        )
     meter = PeakMeter(process.pid) if measure_memory else None
     assert process.stdout is not None
     path = process.stdout.readline().strip()
     seconds = time.perf_counter() - start
     peak = meter.stop() if meter else Peak(0, 0)
-    assert process.wait() == 0 and path, "our provision failed"
+    assert process.wait() == 0 and path, home.with_suffix(".log").read_text()
     entry = json.loads(Path(path).with_name("entry.json").read_text())
     return seconds, peak, entry["seconds"]
 
@@ -79,8 +84,7 @@ def main() -> None:
     gpu = detect(fresh=True).gpus[0].name
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        python = os.environ.get("REFERENCE_PYTHON", sys.executable)
-        subprocess.run([python, options.plain, "reference", f"{samples.MODELS}/{name}.onnx"], cwd=work, check=True)
+        _reference(options.plain, name, work)
         samples.link_model(work / "b", name)
         # The plan is declared as built on this GPU, so that both ways do the same work: no check run.
         engine = samples.gpu_engine(work / "b", name, gpu=gpu)

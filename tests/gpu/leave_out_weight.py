@@ -35,7 +35,7 @@ def main(plan: str, onnx: str) -> None:
     image = unpack(plan, engine)
     opened = runtime.open(image)
     with OnnxWeights(onnx) as source:
-        sources = runtime.sources(opened.wanted(), source, image, None)
+        sources = opened.sources(source, None)
         for name, found in sources.items():
             if name != "c2.w":
                 opened.set_weight(name, found.dtype, found.array())

@@ -14,14 +14,18 @@ from collections.abc import Callable
 
 import msgspec
 
+from refit_agent.cache.store import write_error
 from refit_agent.errors import RefitError, WorkerCrashed, WorkerTimeout, from_wire
 from refit_agent.refit.messages import Done, Event, Failed, Job, Phase, encoder, event_decoder
+from refit_agent.worker import PARENT_VARIABLE
 
 #: The worker gets the parent's module search path as it stands: a host app may have built its own.
-_BOOT = "import sys; sys.path[:] = sys.argv[1].split(sys.argv[2]); from refit_agent.worker import main; main()"
+_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from refit_agent.worker import main; main()"
 _LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 16 << 10
 _MAX_EVENT_BYTES = 1 << 20
+#: A worker that has closed its standard output has nothing left to do but to end.
+_LAST_BREATH_S = 5.0
 
 
 def run_worker(
@@ -39,16 +43,21 @@ def run_worker(
 
     Raises:
         WorkerTimeout: not finished after ``deadline_s`` seconds.
-        WorkerCrashed: it ended without a word, e.g. by a segmentation fault.
+        WorkerCrashed: it ended without a word, e.g. by a segmentation fault, or spoke nonsense.
+        CacheError: the log cannot be written.
         RefitError: cancelled.
         RefitAgentError: whatever error the worker reported.
     """
     ends = time.monotonic() + deadline_s
     phase = "start"
-    with open(log_path, "ab") as log:
+    try:
+        log = open(log_path, "ab")  # noqa: SIM115 - closed as soon as the worker has it
+    except OSError as error:
+        raise write_error(error, log_path) from error
+    with log:
         process = _start(job, log.fileno())
     try:
-        events = _read_events(process)
+        events = _talk(process, encoder.encode(job) + b"\n")
         while True:
             event = _next(events, ends)
             if isinstance(event, Done):
@@ -59,27 +68,33 @@ def run_worker(
                 phase = event.phase
                 on_phase(event)
             elif event is _ENDED:
-                how = _how_it_ended(process.wait())
+                # Not for longer: one that hangs after its last word must not take the caller with it.
+                how = _how_it_ended(process, min(_LAST_BREATH_S, max(0.0, ends - time.monotonic())))
                 raise WorkerCrashed(how=how, phase=phase, log=_tail(log_path))
             elif cancelled():
-                raise RefitError(detail="The refit was cancelled.", hint="Ask again when it is wanted.")
+                raise cancelled_error()
             elif time.monotonic() >= ends:
                 raise WorkerTimeout(seconds=round(deadline_s, 1), phase=phase, log=_tail(log_path))
     finally:
         _stop(process)
 
 
+def cancelled_error() -> RefitError:
+    """What a caller gets who said that the work is to stop."""
+    return RefitError(detail="The refit was cancelled.", hint="Ask again when it is wanted.")
+
+
 class _Ended:
-    """The worker closed its standard output."""
+    """The worker closed its standard output, or wrote there what is no event."""
 
 
 _ENDED = _Ended()
 
 
 def _start(job: Job, log_fd: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _BOOT, os.pathsep.join(_search_path()), os.pathsep]
+    command = [sys.executable, "-c", _BOOT, *_search_path()]
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -92,11 +107,6 @@ def _start(job: Job, log_fd: int) -> subprocess.Popen[bytes]:
         )
     except OSError as error:
         raise RefitError(detail=f"The refit worker could not be started: {error}") from error
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it died at once; its end will be reported as such
-        process.stdin.write(encoder.encode(job) + b"\n")
-        process.stdin.flush()
-    return process
 
 
 def _search_path() -> list[str]:
@@ -107,30 +117,42 @@ def _search_path() -> list[str]:
 
 def _environment(job: Job) -> dict[str, str]:
     env = dict(os.environ)
-    env["REFIT_AGENT_PARENT_PID"] = str(os.getpid())
+    env[PARENT_VARIABLE] = str(os.getpid())
     env["PYTHONUNBUFFERED"] = "1"
     # NumPy's linear algebra is not used; its threads cost start-up time and memory on large machines.
     env["OPENBLAS_NUM_THREADS"] = "1"
     env.setdefault("CUDA_MODULE_LOADING", "LAZY")
+    # glibc then asks for large pages: a finished plan is serialised in half the time.
+    env.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     if job.gpu:
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         env["CUDA_VISIBLE_DEVICES"] = job.gpu
     return env
 
 
-def _read_events(process: subprocess.Popen[bytes]) -> queue.SimpleQueue[Event | _Ended]:
-    """Events as they come, from a thread of their own: pipes cannot be waited for with a time limit on Windows."""
+def _talk(process: subprocess.Popen[bytes], job: bytes) -> queue.SimpleQueue[Event | _Ended]:
+    """Hand over the job and give the events as they come, in a thread of its own.
+
+    Pipes cannot be waited for with a time limit on Windows, and a job larger than a pipe's buffer
+    would hold its writer for as long as the worker does not read.
+    """
     events: queue.SimpleQueue[Event | _Ended] = queue.SimpleQueue()
-    stream = process.stdout
-    assert stream is not None
+    asked, told = process.stdin, process.stdout
+    assert asked is not None
+    assert told is not None
 
-    def read() -> None:
-        with contextlib.suppress(msgspec.DecodeError, ValueError, OSError):
-            while line := stream.readline(_MAX_EVENT_BYTES):
-                events.put(event_decoder.decode(line))
-        events.put(_ENDED)
+    def talk() -> None:
+        # Closed here and nowhere else: closing a stream from another thread waits for its reader.
+        with told:
+            with contextlib.suppress(OSError, ValueError):  # it died at once; its end says so
+                asked.write(job)
+                asked.flush()
+            with contextlib.suppress(msgspec.DecodeError, ValueError, OSError):
+                while line := told.readline(_MAX_EVENT_BYTES):
+                    events.put(event_decoder.decode(line))
+            events.put(_ENDED)
 
-    threading.Thread(target=read, name="refit-worker-events", daemon=True).start()
+    threading.Thread(target=talk, name="refit-worker-events", daemon=True).start()
     return events
 
 
@@ -142,26 +164,44 @@ def _next(events: queue.SimpleQueue[Event | _Ended], ends: float) -> Event | _En
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        try:
+    # Before it is waited for: until then its number is its own, and its group can be named safely. The
+    # group is stopped even if the worker has ended, since it may have left children.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.name == "posix":
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
-        except (ProcessLookupError, PermissionError):
-            pass
     process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
 
 
-def _how_it_ended(code: int) -> str:
+def _how_it_ended(process: subprocess.Popen[bytes], patience_s: float) -> str:
+    """In words; leaves no worker behind that has not ended after ``patience_s`` seconds."""
+    ends = time.monotonic() + patience_s
+    while not _has_ended(process) and time.monotonic() < ends:
+        time.sleep(0.01)
+    stopped = not _has_ended(process)
+    _stop(process)
+    code = process.returncode
+    if stopped:
+        return "output that makes no sense (it was stopped)"
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"signal {signal.Signals(-code).name}"
     return f"exit code {code}"
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    if os.name != "posix":
+        return process.poll() is not None
+    try:
+        # WNOWAIT: it stays a zombie, and so its number is not given to another process yet.
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # the host app reaps children by itself
 
 
 def _tail(path: str) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from refit_agent.digest import verify_file
-from refit_agent.errors import PlanInvalid
-from refit_agent.refit import golden
+from refit_agent.errors import PlanInvalid, WeightUnsupported
 from refit_agent.refit.messages import Done, FileResult, Job, Located, Phase
 from refit_agent.refit.unpack import PlanImage, unpack
 from refit_agent.refit.verify import BackgroundChecks
@@ -24,9 +23,6 @@ from refit_agent.runtimes import load_runtime
 from refit_agent.runtimes.base import OpenedPlan, Runtime, WrittenFile
 from refit_agent.weight_map import WeightSource
 from refit_agent.weights import OnnxWeights
-
-if TYPE_CHECKING:
-    from refit_agent.runtimes.base import Array
 
 Report = Callable[[Phase], None]
 _REPORT_INTERVAL_S = 0.1
@@ -65,8 +61,10 @@ def run(job: Job, report: Report) -> Done:
     checks = BackgroundChecks()
     with contextlib.ExitStack() as stack:
         with clock.phase("start"):
-            # The plan is parsed by native code, so it is the one file that is checked before it is used.
+            # The plan is parsed by native code and its runtime is code: these are checked before they are used.
             verify_file(job.plan, job.engine)
+            if job.engine.lean_runtime is not None:
+                verify_file(job.lean_runtime, job.engine.lean_runtime)
             checks.start("weights", [partial(verify_file, f.path, f.ref) for f in (job.weights, *job.external)])
             checks.start("golden", [partial(verify_file, f.path, f.ref) for f in _golden_files(job)])
             runtime = load_runtime(job)
@@ -75,14 +73,28 @@ def run(job: Job, report: Report) -> Done:
             checks.start("plan", [partial(_check_plan, image, job)])
         with clock.phase("open"):
             opened = stack.enter_context(contextlib.closing(runtime.open(image)))
-        with clock.phase("map"):
-            weights = stack.enter_context(OnnxWeights(job.weights.path))
-            sources = runtime.sources(opened.wanted(), weights, image, job.engine.weight_map)
-        with clock.phase("refit") as on_weights:
-            _set_all(opened, sources, on_weights)
-            opened.refit()
+        if not opened.writes_from_sources:
+            checks.wait("plan")
+            image.close()
+        try:
+            with clock.phase("map"):
+                weights = stack.enter_context(OnnxWeights(job.weights.path))
+                sources = opened.sources(weights, job.engine.weight_map)
+                _require_checked_files(sources, weights, job)
+            with clock.phase("refit") as on_weights:
+                _set_all(opened, sources, on_weights)
+                opened.refit()
+        except Exception:
+            # A file that is not the manifest's explains whatever went wrong with it, and unlike a plan
+            # that does not fit it can be mended: it must not be taken for one, and remembered as such.
+            checks.wait()
+            raise
         with clock.phase("verify"):
             checks.wait()
+        if not opened.writes_from_sources:
+            # The finished plan is about to take its own size in memory: make room for it.
+            sources.clear()
+            weights.close()
         with clock.phase("write") as on_bytes:
             files = opened.write(job.staging, on_bytes)
     with clock.phase("check"):
@@ -102,18 +114,26 @@ def _check_plan(image: PlanImage, job: Job) -> None:
         raise PlanInvalid(path=job.plan, detail=f"unpacked, its SHA-256 is not {expected}, which the manifest gives")
 
 
+def _require_checked_files(sources: Mapping[str, WeightSource], weights: OnnxWeights, job: Job) -> None:
+    """Weights come from files that the manifest lists, whose hashes are checked and stand in the key, and no others."""
+    checked = {os.path.realpath(f.path) for f in (job.weights, *job.external)}
+    for source in sources.values():
+        for key in source.sources:
+            file = os.path.realpath(weights[key].file) if key in weights else job.weights.path
+            if file not in checked and file != job.weights.path:
+                detail = f"it lies in {file}, which the manifest does not list among the model's external files"
+                raise WeightUnsupported(name=key, path=job.weights.path, detail=detail)
+
+
 def _set_all(opened: OpenedPlan, sources: Mapping[str, WeightSource], on_weights: Callable[[int, int], None]) -> None:
-    arrays: list[Array] = []
     for number, (name, source) in enumerate(sources.items()):
-        array = source.array()
-        # Held until the refit is over: the runtime keeps the address, not the bytes.
-        arrays.append(array)
-        opened.set_weight(name, source.dtype, array)
-        if number % 64 == 0:
-            on_weights(number, len(sources))
+        opened.set_weight(name, source.dtype, source.array())
+        on_weights(number, len(sources))
 
 
 def _check_run(runtime: Runtime, job: Job, path: str) -> tuple[str, float | None]:
+    from refit_agent.refit import golden  # brings NumPy, which nothing before this point waits for
+
     if job.golden:
         worst = 0.0
         for data in job.golden:

@@ -7,14 +7,17 @@ import lzma
 import mmap
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
-from refit_agent.errors import PlanInvalid
+from refit_agent.errors import PlanInvalid, RefitError
 from refit_agent.manifest import Engine
 
 #: A page on every machine we run on; all-zero stretches of this size cost neither time nor memory.
 _BLOCK = 64 << 10
 _CHUNK = 1 << 20
+#: A hostile file may ask for gigabytes of window; the highest presets stay below these.
+_MAX_ZSTD_WINDOW = 128 << 20
+_MAX_XZ_MEMORY = 160 << 20
 #: Linux: map the pages of a region for reading in one call (since 5.14).
 _MADV_POPULATE_READ = 22
 
@@ -34,14 +37,36 @@ class PlanImage:
 
     def close(self) -> None:
         """Give the memory back."""
-        self.view.release()
-        # A runtime that still looks at the bytes keeps them: better than taking them from under it.
+        # Whoever still looks at the bytes keeps them, a runtime or a check in its thread: better than
+        # taking them from under it.
         with contextlib.suppress(BufferError):
+            self.view.release()
             self.memory.close()
 
 
 class _Stream(Protocol):
     def readinto(self, buffer: bytearray, /) -> int | None: ...
+
+
+class _XzStream:
+    """One .xz stream, unpacked in bounded memory (`lzma.LZMAFile` takes no limit)."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_XZ_MEMORY)
+
+    def readinto(self, buffer: bytearray, /) -> int:
+        while not self._decoder.eof:
+            data = b""
+            if self._decoder.needs_input:
+                data = self._file.read(_CHUNK)
+                if not data:
+                    raise EOFError("it ends in the middle")
+            out = self._decoder.decompress(data, len(buffer))
+            if out:
+                buffer[: len(out)] = out
+                return len(out)
+        return 0
 
 
 def unpack(path: str, engine: Engine, on_bytes: Callable[[int, int], None] | None = None) -> PlanImage:
@@ -52,6 +77,7 @@ def unpack(path: str, engine: Engine, on_bytes: Callable[[int, int], None] | Non
 
     Raises:
         PlanInvalid: damaged, or another size than ``plan_size``.
+        RefitError: not enough memory.
     """
     if engine.plan_size == 0:
         raise PlanInvalid(path=path, detail="the manifest gives it a plan_size of 0")
@@ -60,19 +86,17 @@ def unpack(path: str, engine: Engine, on_bytes: Callable[[int, int], None] | Non
             if os.fstat(file.fileno()).st_size != engine.plan_size:
                 raise PlanInvalid(path=path, detail=f"it should have {engine.plan_size} bytes")
             return PlanImage(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    memory = mmap.mmap(-1, engine.plan_size)
+    memory = _fresh_memory(path, engine.plan_size)
     _prefer_large_pages(memory)
     with open(path, "rb") as file:
         try:
             if engine.compression == "zstd":
                 import zstandard
 
-                # The window is bounded: a hostile frame may ask for gigabytes of it.
-                stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(file)
+                stream = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).stream_reader(file)
                 _fill(memory, stream, path, on_bytes)
             else:
-                with lzma.LZMAFile(file) as xz:
-                    _fill(memory, xz, path, on_bytes)
+                _fill(memory, _XzStream(file), path, on_bytes)
         except (lzma.LZMAError, EOFError, ValueError) as error:
             raise PlanInvalid(path=path, detail=f"its {engine.compression} data is damaged: {error}") from error
         except Exception as error:
@@ -92,15 +116,26 @@ def _fill(memory: mmap.mmap, stream: _Stream, path: str, on_bytes: Callable[[int
         if done + count > size:
             raise PlanInvalid(path=path, detail=f"it unpacks to more than the {size} bytes that the manifest gives")
         for start in range(0, count, _BLOCK):
-            block = buffer[start : min(start + _BLOCK, count)]
+            stop = min(start + _BLOCK, count)
             # Not writing zeros leaves the page untouched: the kernel shows zeros there without storing any.
-            if block != zeros[: len(block)]:
-                memory[done + start : done + start + len(block)] = bytes(block)
+            # startswith compares in place; a slice of each block would cost more than the unpacking.
+            if not buffer.startswith(zeros if stop - start == _BLOCK else zeros[: stop - start], start, stop):
+                memory[done + start : done + stop] = buffer[start:stop]
         done += count
         if on_bytes is not None:
             on_bytes(done, size)
     if done != size:
         raise PlanInvalid(path=path, detail=f"it unpacks to {done} bytes and the manifest gives {size}")
+
+
+def _fresh_memory(path: str, size: int) -> mmap.mmap:
+    try:
+        if os.name == "nt":
+            return mmap.mmap(-1, size)
+        # Private: in shared memory even a page that is only read takes memory.
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, MemoryError) as error:
+        raise RefitError(detail=f"There is not enough memory to unpack {path} ({size} bytes): {error}.") from error
 
 
 def _prefer_large_pages(memory: mmap.mmap) -> None:

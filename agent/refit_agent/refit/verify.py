@@ -33,9 +33,10 @@ class BackgroundChecks:
         self._threads.append(thread)
         thread.start()
 
-    def wait(self) -> None:
-        """Return when every check has passed; raise the error of the first that did not."""
+    def wait(self, name: str | None = None) -> None:
+        """Return when every check (or those started as ``name``) has passed; raise the first error there was."""
         for thread in self._threads:
-            thread.join()
+            if name is None or thread.name == name:
+                thread.join()
         if self._errors:
             raise self._errors[0]

@@ -3,7 +3,7 @@
     image = unpack(...)                 the stripped plan's bytes
     opened = runtime.open(image)        an engine without its weights
     opened.wanted()                     the weights it asks for
-    runtime.sources(wanted, weights)    where each of them comes from
+    opened.sources(weights)             where each of them comes from
     opened.set_weight(name, ...)        each of them
     opened.refit()
     opened.write(folder)                the finished engine, on the disk
@@ -39,13 +39,25 @@ class WrittenFile(NamedTuple):
 
 
 class OpenedPlan(Protocol):
-    """A stripped plan, opened. Not thread-safe; one use: after a failed refit it is thrown away."""
+    """A stripped plan, opened. Not thread-safe; one use: after a failed refit it is thrown away.
+
+    ``writes_from_sources`` says that `write` reads the plan image and the weights' arrays themselves,
+    which must live until it returns; otherwise both may go once `refit` has returned.
+    """
+
+    writes_from_sources: bool
 
     def wanted(self) -> Mapping[str, Prototype]:
         """Every weight that must be set, with type and count where the runtime tells."""
 
+    def sources(self, weights: OnnxWeights, explicit: Mapping[str, object] | None) -> dict[str, WeightSource]:
+        """Where each wanted weight comes from: all of them, or an error that lists those without a source.
+
+        ``explicit`` is the manifest's weight map, which goes before the runtime's own rules.
+        """
+
     def set_weight(self, name: str, dtype: str, array: Array) -> None:
-        """Set one weight from C-contiguous memory, which the caller keeps unchanged until `refit` returns.
+        """Set one weight from C-contiguous memory; the array is kept alive here as long as it is needed.
 
         Raises WeightsMismatch if the runtime refuses it.
         """
@@ -68,15 +80,6 @@ class Runtime(Protocol):
 
     def open(self, image: PlanImage) -> OpenedPlan:
         """Open a stripped plan. Raises PlanRefused or a DeviceError."""
-
-    def sources(
-        self,
-        wanted: Mapping[str, Prototype],
-        weights: OnnxWeights,
-        image: PlanImage,
-        explicit: Mapping[str, object] | None,
-    ) -> dict[str, WeightSource]:
-        """Where each wanted weight comes from: all of them, or an error that lists those without a source."""
 
     def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
         """Load a finished engine from ``path`` and run it once; outputs by name, in host memory.

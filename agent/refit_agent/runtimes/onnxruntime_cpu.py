@@ -36,6 +36,7 @@ from refit_agent.weights.wire import Wire
 
 MODEL_NAME = "model.onnx"
 WEIGHTS_NAME = "weights.bin"
+_NAMES_SHOWN = 10
 #: More than any alignment that a plan could want.
 _MAX_PADDING_BYTES = 2 << 20
 #: The facts of a file that is as long as anybody could want.
@@ -51,27 +52,15 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
-            raise RuntimeMissing(model="?", runtime="onnxruntime", extra="cpu") from error
+            # It was found on the disk, or this engine would not have been chosen.
+            hint = f"Its import failed ({error}); install it anew: pip install --force-reinstall onnxruntime"
+            raise RuntimeMissing(model="?", runtime="onnxruntime", extra="cpu", hint=hint) from error
         self._module = onnxruntime
         self.version: str = onnxruntime.__version__
 
     def open(self, image: PlanImage) -> OpenedGraph:
         """Read the graph's stripped tensors; ONNX Runtime itself sees the model only when it is complete."""
         return OpenedGraph(image)
-
-    def sources(
-        self,
-        wanted: Mapping[str, Prototype],
-        weights: OnnxWeights,
-        image: PlanImage,
-        explicit: Mapping[str, object] | None,
-    ) -> dict[str, WeightSource]:
-        """Each stripped tensor is the source model's initializer of the same name."""
-        del image, explicit
-        missing = [name for name in wanted if name not in weights]
-        if missing:
-            raise WeightsUncovered(count=len(missing), path=str(weights.path), names=", ".join(missing), detail="")
-        return {name: _identity(weights[name]) for name in wanted}
 
     def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
         """Run the finished model once, without optimising it again (which would copy the weights)."""
@@ -86,9 +75,16 @@ class OnnxRuntime:
             feeds = dict(inputs) if inputs is not None else _made_up_inputs(session)
             names = [output.name for output in session.get_outputs()]
             return dict(zip(names, session.run(names, feeds), strict=True))
+        except MemoryError:
+            raise  # no fault of the plan's, which would be remembered
         except Exception as error:
             # ONNX Runtime's exceptions share no base class but Exception.
             raise PlanRefused(runtime="ONNX Runtime", version=self.version, path=path, detail=str(error)) from error
+
+
+def _some(names: list[str]) -> str:
+    """A message is read by people, and has to fit into one event to the parent."""
+    return ", ".join(names[:_NAMES_SHOWN]) + (" and others" if len(names) > _NAMES_SHOWN else "")
 
 
 def _identity(ref: WeightRef) -> WeightSource:
@@ -104,16 +100,18 @@ def _identity(ref: WeightRef) -> WeightSource:
 
 
 def _made_up_inputs(session: object) -> dict[str, Array]:
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
     feeds: dict[str, Array] = {}
     for item in session.get_inputs():  # type: ignore[attr-defined]
         shape = [d if isinstance(d, int) else 1 for d in item.shape]
-        feeds[item.name] = np.ones(shape, types.get(item.type, np.int32 if item.type == "tensor(int32)" else np.int64))
+        name = item.type.removeprefix("tensor(").removesuffix(")")
+        feeds[item.name] = np.ones(shape, np.dtype({"float": "float32", "double": "float64"}.get(name, name)))
     return feeds
 
 
 class OpenedGraph:
     """A stripped graph waiting for its weights."""
+
+    writes_from_sources = True
 
     def __init__(self, image: PlanImage) -> None:
         self._image = image
@@ -123,17 +121,32 @@ class OpenedGraph:
     def wanted(self) -> dict[str, Prototype]:
         return {name: Prototype(ref.dtype, ref.count) for name, ref in self._tensors.items()}
 
+    def sources(self, weights: OnnxWeights, explicit: Mapping[str, object] | None) -> dict[str, WeightSource]:
+        """Each stripped tensor is the source model's initializer of the same name; there is no other rule."""
+        del explicit
+        missing = [name for name in self._tensors if name not in weights]
+        if missing:
+            raise WeightsUncovered(
+                count=len(missing), path=str(weights.path), names=_some(missing), detail="The model has changed."
+            )
+        return {name: _identity(weights[name]) for name in self._tensors}
+
     def set_weight(self, name: str, dtype: str, array: Array) -> None:
         ref = self._tensors[name]
         if dtype != ref.dtype or array.nbytes != ref.nbytes:
             detail = f"the plan wants {ref.dtype} in {ref.nbytes} bytes, the model has {dtype} in {array.nbytes}"
             raise WeightsMismatch(name=name, detail=detail)
+        if array.size == ref.count and array.shape != ref.shape:
+            # As many bytes in another order compute nonsense.
+            raise WeightsMismatch(
+                name=name, detail=f"the plan wants the shape {ref.shape}, the model has {array.shape}"
+            )
         self._arrays[name] = array
 
     def refit(self) -> None:
         missing = self._tensors.keys() - self._arrays.keys()
         if missing:
-            raise RefitRefused(runtime="ONNX Runtime", detail=f"weights were not set: {', '.join(sorted(missing))}")
+            raise RefitRefused(runtime="ONNX Runtime", detail=f"weights were not set: {_some(sorted(missing))}")
 
     def write(self, folder: str, on_bytes: Callable[[int, int], None]) -> list[WrittenFile]:
         total = sum(ref.nbytes for ref in self._tensors.values())

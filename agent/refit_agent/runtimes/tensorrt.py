@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,6 @@ from refit_agent.refit.unpack import PlanImage
 from refit_agent.runtimes.base import Array
 from refit_agent.runtimes.tensorrt_log import MessageSink, make_logger
 from refit_agent.runtimes.tensorrt_plan import OpenedEngine
-from refit_agent.weight_map import Prototype, WeightSource, resolve
-from refit_agent.weights import OnnxWeights
 
 if TYPE_CHECKING:
     from refit_agent.refit.messages import Job
@@ -33,29 +32,35 @@ class TensorRtRuntime:
     """Opens, refits and runs plans through the module that the job names."""
 
     def __init__(self, job: Job) -> None:
-        """Import the module, wait for the driver, create the Runtime.
+        """Import the module; the GPU is made ready meanwhile, in a thread, and waited for in `open`.
 
         Raises:
-            DeviceError: no driver, no GPU, or not enough free memory on it.
             RuntimeMissing: the module is not there.
             PlanRefused: the bundle brings code of its own, which is not allowed.
         """
         self.name = job.module
         self._engine = job.engine
         self._refuse_foreign_code(job)
-        # The context takes a fifth of a second to make, about as long as the import: do both at once.
-        context = open_context(job)
+        # The context takes a third of a second to make: as long as the imports and the unpacking beside it.
+        self._context = open_context(job)
+        self._job = job
         self._trt = _import(job)
         self.version = str(self._trt.__version__)
-        context.wait()
         self._sink = MessageSink()
         self._logger = make_logger(self._trt, self._sink)
-        self._runtime = self._create_runtime(job)
+        self._runtime: Any = None
 
     def _refuse_foreign_code(self, job: Job) -> None:
         if (job.engine.host_code or job.lean_runtime) and not job.host_code_allowed:
             detail = "it brings code of its own to run, and this is allowed only with REFIT_AGENT_ALLOW_HOST_CODE=1"
             raise PlanRefused(runtime=job.module, version="", path=job.plan, detail=detail)
+
+    def _ready(self) -> Any:
+        """The Runtime; its creation would crash the process if the driver had not answered."""
+        if self._runtime is None:
+            self._context.wait()
+            self._runtime = self._create_runtime(self._job)
+        return self._runtime
 
     def _create_runtime(self, job: Job) -> Any:
         runtime = self._trt.Runtime(self._logger)
@@ -70,28 +75,25 @@ class TensorRtRuntime:
         return runtime
 
     def open(self, image: PlanImage) -> OpenedEngine:
-        """The engine in ``image``, its header checked first. Raises PlanInvalid or PlanRefused."""
-        check_against_manifest(parse_plan_header(image.view, image.size, image.path), self._engine, image.path)
-        engine = self._runtime.deserialize_cuda_engine(image.memory)
+        """The engine in ``image``, its header checked first.
+
+        Raises:
+            PlanInvalid, PlanRefused.
+            DeviceError: no driver, no GPU, or not enough free memory on it.
+        """
+        header = parse_plan_header(image.view, image.size, image.path)
+        check_against_manifest(header, self._engine, image.path)
+        runtime = self._ready()
+        # Opening a plan takes seconds and lets other threads run; NumPy is not needed before its end.
+        threading.Thread(target=importlib.import_module, args=("numpy",), daemon=True).start()
+        engine = runtime.deserialize_cuda_engine(image.memory)
         if engine is None:
             raise self._refused(image.path)
         if not engine.refittable and self._engine.strip != "none":
             raise PlanRefused(
                 runtime=self.name, version=self.version, path=image.path, detail="it was built without REFIT"
             )
-        return OpenedEngine(self._trt, engine, self._logger, self._sink, self._engine, _threads())
-
-    def sources(
-        self,
-        wanted: Mapping[str, Prototype],
-        weights: OnnxWeights,
-        image: PlanImage,
-        explicit: Mapping[str, object] | None,
-    ) -> dict[str, WeightSource]:
-        """Each wanted weight by the naming rules of the parser that built the plan; the manifest's map goes first."""
-        header = parse_plan_header(image.view, image.size, image.path)
-        rtx = header.runtime == "tensorrt-rtx"
-        return resolve(wanted, weights, builder=header.version, rtx=rtx, explicit=explicit)
+        return OpenedEngine(self._trt, engine, header, self._logger, self._sink, _threads())
 
     def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
         """Load the finished plan anew from the disk and run it once."""
@@ -100,7 +102,7 @@ class TensorRtRuntime:
         from refit_agent.runtimes.tensorrt_run import run_engine
 
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-            engine = self._runtime.deserialize_cuda_engine(memory)
+            engine = self._ready().deserialize_cuda_engine(memory)
         if engine is None:
             raise self._refused(path)
         try:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from refit_agent.errors import RefitRefused, WeightsMismatch, WeightsUncovered
-from refit_agent.manifest import Engine
+from refit_agent.plan_header import PlanHeader
 from refit_agent.runtimes.base import Array, WrittenFile
 from refit_agent.runtimes.tensorrt_log import MessageSink
 from refit_agent.runtimes.write_file import write_durably
-from refit_agent.weight_map import Prototype
+from refit_agent.weight_map import Prototype, WeightSource, resolve
+from refit_agent.weights import OnnxWeights
 
 PLAN_NAME = "engine.plan"
 
@@ -35,13 +36,15 @@ _NAMES = {member: name for name, member in DTYPES.items()}
 class OpenedEngine:
     """See `base.OpenedPlan`. Holds GPU memory until `close`."""
 
+    writes_from_sources = False
+
     def __init__(
-        self, module: Any, engine: Any, logger: Any, sink: MessageSink, manifest: Engine, threads: int
+        self, module: Any, engine: Any, header: PlanHeader, logger: Any, sink: MessageSink, threads: int
     ) -> None:
         self._trt = module
         self._engine = engine
         self._sink = sink
-        self._manifest = manifest
+        self._header = header
         self._refitter = module.Refitter(engine, logger)
         self._refitter.max_threads = threads
         #: TensorRT keeps addresses: what they point into must live until the refit is over.
@@ -66,6 +69,11 @@ class OpenedEngine:
             return Prototype(None, None)
         weights = ask(name)
         return Prototype(_NAMES.get(weights.dtype.name, weights.dtype.name.lower()), int(weights.size))
+
+    def sources(self, weights: OnnxWeights, explicit: Mapping[str, object] | None) -> dict[str, WeightSource]:
+        """By the naming rules of the parser that built the plan; the manifest's map goes first."""
+        rtx = self._header.runtime == "tensorrt-rtx"
+        return resolve(self.wanted(), weights, builder=self._header.version, rtx=rtx, explicit=explicit)
 
     def set_weight(self, name: str, dtype: str, array: Array) -> None:
         weights = self._weights(name, dtype, array)

@@ -1,0 +1,50 @@
+"""Weights that the caller brings in place of the bundle's: an ONNX file with its external data."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import msgspec
+
+from refit_agent.digest import hash_file
+from refit_agent.errors import BundleFileMissing
+from refit_agent.manifest import FileRef, Model
+from refit_agent.refit.messages import Located
+from refit_agent.weights import OnnxWeights
+
+
+class OwnWeights(NamedTuple):
+    """An ONNX file and its external data files, hashed."""
+
+    onnx: Located
+    external: tuple[Located, ...]
+
+    def in_place_of(self, model: Model) -> Model:
+        """The model as it would be with these weights: no golden data, since that belongs to the old ones."""
+        external = tuple(f.ref for f in self.external)
+        return msgspec.structs.replace(model, onnx=self.onnx.ref, external=external, golden=())
+
+
+def own_weights(path: str | os.PathLike[str]) -> OwnWeights:
+    """Read which files the model at ``path`` keeps its weights in, and hash them all.
+
+    Raises:
+        BundleFileMissing, OnnxError.
+    """
+    main = os.path.abspath(os.fspath(path))
+    folder = os.path.realpath(os.path.dirname(main))
+    with OnnxWeights(main) as weights:
+        files = {str(ref.file) for ref in weights.values()} - {main, str(weights.path)}
+    return OwnWeights(
+        _located(main, os.path.basename(main)),
+        tuple(_located(f, os.path.relpath(f, folder).replace(os.sep, "/")) for f in sorted(files)),
+    )
+
+
+def _located(path: str, name: str) -> Located:
+    try:
+        digest, size = hash_file(path)
+    except OSError as error:
+        raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
+    return Located(path=path, ref=FileRef(path=name, size=size, sha256=digest))
