@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 import stat
 
-from refit_agent.errors import BundleFileMismatch, BundleFileMissing, BundleMissing, UnknownModel, UnsafePath
+from refit_agent.errors import (
+    BundleFileMismatch,
+    BundleFileMissing,
+    BundleMissing,
+    ManifestInvalid,
+    UnknownModel,
+    UnsafePath,
+)
 from refit_agent.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest, Model, decode_manifest
 
 MANIFEST_NAME = "bundle.json"
+#: O_NONBLOCK: a FIFO in this place must not hold the caller for ever.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 class Bundle:
@@ -39,13 +48,18 @@ class Bundle:
             root = os.path.dirname(root)
         name = os.path.join(root, MANIFEST_NAME)
         try:
-            with open(name, "rb", buffering=0) as file:
-                # One byte past the limit tells a file that is too large from one that just fits.
-                data = file.read(MAX_MANIFEST_BYTES + 1)
+            fd = os.open(name, _OPEN_FLAGS)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise BundleMissing(bundle=root, detail=f"{MANIFEST_NAME} is not a regular file")
+                if status.st_size > MAX_MANIFEST_BYTES:
+                    raise ManifestInvalid(path=name, detail=f"it is larger than {MAX_MANIFEST_BYTES} bytes")
+                data = os.read(fd, status.st_size)
+            finally:
+                os.close(fd)
         except OSError as error:
             raise BundleMissing(bundle=root, detail=_os_words(error, name)) from error
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise BundleMissing(bundle=root, detail=f"{MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes")
         return cls(root, decode_manifest(data, name))
 
     def model(self, name: str) -> Model:
@@ -71,7 +85,7 @@ class Bundle:
         except OSError as error:
             raise BundleFileMissing(path=path, detail=_os_words(error, path)) from error
         root = os.path.realpath(self.root)
-        if os.path.commonpath((root, real)) != root:
+        if not _is_inside(real, root):
             raise UnsafePath(
                 owner=os.path.join(self.root, MANIFEST_NAME),
                 path=ref.path,
@@ -82,6 +96,13 @@ class Bundle:
         if status.st_size != ref.size:
             raise BundleFileMismatch(path=path, detail=f"it has {status.st_size} bytes and should have {ref.size}")
         return real
+
+
+def _is_inside(path: str, root: str) -> bool:
+    try:
+        return os.path.commonpath((root, path)) == root
+    except ValueError:  # another drive
+        return False
 
 
 def _os_words(error: OSError, path: str) -> str:

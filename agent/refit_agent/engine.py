@@ -40,7 +40,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine:
-    """A ready engine and a lease on it: it cannot be evicted until `close`, or until the process ends.
+    """A ready engine and a lease on it: it cannot be evicted until `close`, until nothing refers to this
+    object any more, or until the process ends. So keep it, not only its path.
 
     Use it as a context manager. Leaving the block ends the lease and nothing else: an engine that is
     loaded already goes on working. Safe to close from any thread.

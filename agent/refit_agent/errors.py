@@ -42,7 +42,7 @@ class RefitAgentError(Exception):
     sentence: ClassVar[str] = "{detail}"
     advice: ClassVar[str] = ""
 
-    def __init__(self, **facts: object) -> None:
+    def __init__(self, /, **facts: object) -> None:
         super().__init__(facts)
         self.facts: dict[str, object] = facts
         self.hint: str = str(facts.get("hint") or self.advice.format_map(_Facts(facts)))
@@ -181,12 +181,6 @@ class DeviceError(RefitAgentError):
     exit_code = 4
 
 
-class DriverTooOld(DeviceError):
-    code = "driver-too-old"
-    sentence = "The NVIDIA driver {driver} is too old for {runtime}: it needs {needed} or newer."
-    advice = "Update the NVIDIA driver."
-
-
 class DeviceFailed(DeviceError):
     code = "device-failed"
     sentence = "The GPU did not answer: {detail}."
@@ -283,7 +277,7 @@ class RefitRefused(RefitError):
 
 class GoldenMismatch(RefitError):
     code = "golden-mismatch"
-    sentence = "The finished engine computes wrong results: output {output!r} differs from the expected one by {error} (relative L2), and {tolerance} is allowed."
+    sentence = "The finished engine computes wrong results: output {output!r} {detail}."
 
 
 # ---------------------------------------------------------------- the cache

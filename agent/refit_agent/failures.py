@@ -13,20 +13,22 @@ import time
 
 import msgspec
 
-from refit_agent.errors import RefitAgentError, RefitError, WorkerCrashed, WorkerTimeout, from_wire
+from refit_agent.errors import GoldenMismatch, RefitAgentError, RefitError, WorkerCrashed, WorkerTimeout, from_wire
 
 _FIRST_LAPSE_S = 3600.0
 _LONGEST_LAPSE_S = 7 * 86400.0
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong, when (Unix time), how often, and until when to skip it (None: for good)."""
+    """What went wrong, when (Unix time), how often, until when to skip it (None: for good), and for wrong
+    results the golden data that showed them."""
 
     code: str
     facts: dict[str, object]
     when: float
     count: int
     until: float | None
+    check: str = ""
 
 
 class Failures:
@@ -35,17 +37,28 @@ class Failures:
     def __init__(self, state: str) -> None:
         self._folder = f"{state}/failures"
 
-    def recall(self, key: str) -> RefitAgentError | None:
-        """The error to skip the candidate for, or None to try it."""
+    def recall(self, key: str, checks: str | None = None) -> RefitAgentError | None:
+        """The error to skip the candidate for, or None to try it.
+
+        ``checks`` names the golden data in use. Wrong results against other data say nothing: an
+        update may have corrected it, and another app with the same plan has its own.
+        """
         failure = self._read(key)
         now = time.time()
         # A clock set back by more than a day would otherwise keep a passing failure alive for years.
         if failure is None or (failure.until is not None and not failure.when - 86400 <= now < failure.until):
             return None
-        return from_wire(failure.code, failure.facts)
+        if failure.check and checks is not None and failure.check != checks:
+            return None
+        error = from_wire(failure.code, failure.facts)
+        # Anything else was not written by this version: try the candidate again.
+        return error if isinstance(error, RefitError) else None
 
-    def remember(self, key: str, error: RefitAgentError) -> None:
-        """Note that the candidate failed, if that is worth noting; a state folder that cannot be written is not an error."""
+    def remember(self, key: str, error: RefitAgentError, checks: str = "") -> None:
+        """Note that the candidate failed, if that is worth noting; a state folder that cannot be written is not an error.
+
+        ``checks`` is what the finished engine was to be compared with, see `recall`.
+        """
         if not isinstance(error, RefitError) or error.code == RefitError.code:
             return
         before = self._read(key)
@@ -56,13 +69,23 @@ class Failures:
         facts: dict[str, object] = {
             k: v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in error.facts.items()
         }
-        failure = Failure(code=error.code, facts=facts, when=now, count=count, until=now + lapse if passing else None)
+        failure = Failure(
+            code=error.code,
+            facts=facts,
+            when=now,
+            count=count,
+            until=now + lapse if passing else None,
+            check=checks if isinstance(error, GoldenMismatch) else "",
+        )
+        temporary = f"{self._folder}/{key}.{os.urandom(4).hex()}.tmp"
         with contextlib.suppress(OSError):
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            temporary = f"{self._folder}/{key}.{os.getpid()}.tmp"
             with open(temporary, "wb") as file:
                 file.write(msgspec.json.encode(failure))
             os.replace(temporary, f"{self._folder}/{key}.json")
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
 
     def forget(self, key: str) -> None:
         """Try the candidate again from now on."""

@@ -46,6 +46,12 @@ def engine_facts(candidate: Candidate, model: Model, machine: Machine) -> dict[s
     return facts
 
 
+def checks_digest(candidate: Candidate, model: Model, profile: str | None) -> str:
+    """Names what a finished engine is compared with: golden data and tolerances. Not part of the key."""
+    fitting = [g for g in model.golden if g.profile is None or g.profile == profile]
+    return _digest(msgspec.json.encode((fitting, candidate.engine.tolerance), order="deterministic"))
+
+
 def engine_key(facts: dict[str, str]) -> str:
     """64 hexadecimal digits: the SHA-256 of the facts in their canonical JSON form."""
     return _digest(msgspec.json.encode(facts, order="sorted"))

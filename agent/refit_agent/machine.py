@@ -39,7 +39,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Facts that selection may depend on. ``no_gpu_reason`` is words when ``gpus`` is empty.
 
     ``os`` is "linux", "windows" or another sys.platform name; ``driver`` and ``cuda`` are the NVIDIA
-    driver's version and the newest CUDA version that it supports, "" without a driver.
+    driver's version and the newest CUDA version that it supports, "" without a driver. ``warnings``
+    are words about GPUs that are there and do not answer.
     """
 
     os: str
@@ -49,6 +50,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     driver: str = ""
     cuda: str = ""
     runtimes: tuple[InstalledRuntime, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def installed(self, module: str) -> tuple[InstalledRuntime, ...]:
         """Installed runtimes of that module name, newest first."""
@@ -60,7 +62,7 @@ def version_tuple(text: str) -> tuple[int, ...]:
     """The leading numeric parts of a version: "10.16.1.11" -> (10, 16, 1, 11), "8.6.1.post1" -> (8, 6, 1)."""
     parts: list[int] = []
     for part in text.split("."):
-        if not part.isdigit():
+        if not part.isdecimal():
             break
         parts.append(int(part))
     return tuple(parts)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
 from typing import NamedTuple
-
-import structlog
 
 from refit_agent.bundle import Bundle
 from refit_agent.cache.entry import SCHEMA, Entry, EntryFile
 from refit_agent.cache.locks import key_lock
 from refit_agent.cache.store import TEMPORARY, Lease, Store, write_error
 from refit_agent.cache.upkeep import default_quota, make_room
-from refit_agent.errors import EntryDamaged
+from refit_agent.errors import EntryDamaged, WeightsNotIdentical
+from refit_agent.logs import get_logger
 from refit_agent.manifest import FileRef, Golden, Model
-from refit_agent.progress import ProgressCallback, ProgressMeter
-from refit_agent.refit.launch import run_worker
+from refit_agent.own_weights import OwnWeights
+from refit_agent.progress import ProgressMeter
+from refit_agent.refit.launch import cancelled_error, run_worker
 from refit_agent.refit.messages import Done, GoldenJob, Job, Located
 from refit_agent.selection import Candidate
-from refit_agent.settings import cache_quota
+from refit_agent.settings import cache_quota, host_code_allowed
 
-_log = structlog.get_logger("refit_agent.make")
+_log = get_logger("refit_agent.make")
 
 Found = tuple[Entry, str, Lease]
 
@@ -39,8 +38,9 @@ class Request(NamedTuple):
     facts: dict[str, str]
     deadline_s: float
     background: bool
-    progress: ProgressCallback | None
+    meter: ProgressMeter
     cancelled: Callable[[], bool]
+    weights: OwnWeights | None = None
 
 
 def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
@@ -49,12 +49,14 @@ def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
     Raises:
         RefitAgentError: nothing was published, and nothing is left behind.
     """
-    meter = ProgressMeter(request.progress)
+    meter = request.meter
     key = request.key
+    _require_identical(request)
     store.prepare()
-    with key_lock(store, key, request.deadline_s, lambda: meter("wait")):
+    with key_lock(store, key, request.deadline_s, _while_waiting(request)):
         found = store.lookup(key)
         if isinstance(found, tuple):
+            meter("ready")
             return found, True
         if found is not None:
             _log.warning("cached engine is damaged", key=key, detail=found, moved_to=store.quarantine(key))
@@ -76,14 +78,35 @@ def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
             store.publish(staging, _entry(request, done, staging))
         finally:
             store.discard(staging)
-            with contextlib.suppress(OSError):
-                os.unlink(worker_log)
+            store.discard(worker_log)
         _log.info("engine published", key=key, seconds=done.seconds, golden_error=done.golden_error)
         found = store.lookup(key)
         if not isinstance(found, tuple):
             raise EntryDamaged(key=key, detail=found or "it vanished after it was published")
         meter("ready")
         return found, False
+
+
+def _while_waiting(request: Request) -> Callable[[], None]:
+    """What to do again and again while another process makes the engine."""
+    told = False
+
+    def on_wait() -> None:
+        nonlocal told
+        if request.cancelled():
+            raise cancelled_error()
+        if not told:
+            request.meter("wait")
+            told = True
+
+    return on_wait
+
+
+def _require_identical(request: Request) -> None:
+    """With other weights than it was built from, the behaviour of a REFIT_IDENTICAL engine is undefined."""
+    engine, model = request.candidate.engine, request.model
+    if engine.refit == "identical" and model.onnx.sha256 != engine.weights_sha256:
+        raise WeightsNotIdentical(path=engine.path, weights=model.onnx.path)
 
 
 def _quota(store: Store) -> int:
@@ -96,10 +119,7 @@ def _remove_leftovers(store: Store, key: str) -> None:
     folder = f"{store.root}/{TEMPORARY}"
     for name in os.listdir(folder):
         if name.startswith(key):
-            path = f"{folder}/{name}"
-            store.discard(path)
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            store.discard(f"{folder}/{name}")
 
 
 def _needed_bytes(request: Request) -> int:
@@ -132,11 +152,12 @@ def _locate(request: Request) -> _Files:
             tolerance=engine.tolerance or data.tolerance,
         )
 
+    own = request.weights
     fitting = [g for g in model.golden if g.profile is None or g.profile == request.profile]
     return _Files(
         plan=bundle.locate(engine),
-        weights=located(model.onnx),
-        external=tuple(located(ref) for ref in model.external),
+        weights=located(model.onnx) if own is None else own.onnx,
+        external=tuple(located(ref) for ref in model.external) if own is None else own.external,
         golden=tuple(golden(g) for g in fitting),
         lean_runtime="" if engine.lean_runtime is None else bundle.locate(engine.lean_runtime),
     )
@@ -155,8 +176,9 @@ def _job(request: Request, staging: str, files: _Files) -> Job:
         module_folder=candidate.runtime.folder,
         gpu="" if candidate.gpu is None else candidate.gpu.uuid,
         golden=files.golden,
-        smoke_run=candidate.needs_check,
+        smoke_run=candidate.needs_check or request.weights is not None,
         lean_runtime=files.lean_runtime,
+        host_code_allowed=host_code_allowed(),
         background=request.background,
     )
 

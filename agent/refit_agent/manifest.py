@@ -183,6 +183,11 @@ def _check(manifest: Manifest, path: str) -> None:
                 raise UnsafePath(owner=path, path=file.path, detail=fault)
             if digests.setdefault(file.path, file.sha256) != file.sha256:
                 raise ManifestInvalid(path=path, detail=f"{file.path!r} is listed with two different hashes")
+        for number, golden in enumerate(model.golden):
+            if not golden.outputs:
+                # Nothing compared would count as nothing wrong.
+                detail = "golden data must give at least one output"
+                raise ManifestInvalid(path=path, detail=f"{detail} - at `$.models[{model.name!r}].golden[{number}]`")
         for number, engine in enumerate(model.engines):
             detail = _engine_fault(engine)
             if detail:
@@ -213,7 +218,15 @@ def _engine_fault(engine: Engine) -> str:
 
 #: Names that Windows gives to devices, whatever their extension.
 _WINDOWS_DEVICES = frozenset(
-    ["con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))]
+    [
+        "con",
+        "prn",
+        "aux",
+        "nul",
+        "conin$",
+        "conout$",
+        *(f"{port}{i}" for port in ("com", "lpt") for i in "0123456789¹²³"),
+    ]
 )
 
 
@@ -237,6 +250,6 @@ def path_fault(path: str) -> str:
             return "holds a colon, which names a drive or a stream on Windows"
         if part.endswith((" ", ".")):
             return "has a part that ends in a space or a dot, which Windows drops"
-        if part.split(".")[0].lower() in _WINDOWS_DEVICES:
+        if part.split(".")[0].rstrip(" ").lower() in _WINDOWS_DEVICES:
             return f"has the part {part!r}, a device on Windows"
     return ""

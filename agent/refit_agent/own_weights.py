@@ -13,6 +13,9 @@ from refit_agent.manifest import FileRef, Model
 from refit_agent.refit.messages import Located
 from refit_agent.weights import OnnxWeights
 
+#: As `manifest.Name`.
+_LONGEST_NAME = 200
+
 
 class OwnWeights(NamedTuple):
     """An ONNX file and its external data files, hashed."""
@@ -47,4 +50,5 @@ def _located(path: str, name: str) -> Located:
         digest, size = hash_file(path)
     except OSError as error:
         raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
-    return Located(path=path, ref=FileRef(path=name, size=size, sha256=digest))
+    # The worker takes no longer names than the manifest's; only their end tells files of one model apart.
+    return Located(path=path, ref=FileRef(path=name[-_LONGEST_NAME:], size=size, sha256=digest))

@@ -32,7 +32,13 @@ def home(environ: os._Environ[str] | dict[str, str] | None = None) -> Home:
     # Imported late: a host app that sets REFIT_AGENT_HOME does not pay for it.
     import platformdirs
 
+    # Absolute in any case: the worker runs in another folder.
     return Home(
-        env.get("CACHE_DIRECTORY") or platformdirs.user_cache_dir(APP, appauthor=False),
-        env.get("STATE_DIRECTORY") or platformdirs.user_state_dir(APP, appauthor=False),
+        os.path.abspath(_declared(env, "CACHE_DIRECTORY") or platformdirs.user_cache_dir(APP, appauthor=False)),
+        os.path.abspath(_declared(env, "STATE_DIRECTORY") or platformdirs.user_state_dir(APP, appauthor=False)),
     )
+
+
+def _declared(env: os._Environ[str] | dict[str, str], name: str) -> str:
+    """The first of the folders that a systemd unit declares (it may declare several, joined by colons)."""
+    return env.get(name, "").split(":" if os.name == "posix" else os.pathsep)[0]

@@ -19,10 +19,10 @@ from refit_agent.engine import Attempt, Engine, Explanation
 from refit_agent.errors import BundleError, DeviceError, NoMatchingEngine, RefitAgentError, RefitError, RuntimeMissing
 from refit_agent.failures import Failures
 from refit_agent.gpu.detect import detect
-from refit_agent.keys import engine_facts, engine_key
+from refit_agent.keys import checks_digest, engine_facts, engine_key
 from refit_agent.machine import Machine
 from refit_agent.manifest import Model
-from refit_agent.progress import ProgressCallback
+from refit_agent.progress import ProgressCallback, ProgressMeter
 from refit_agent.selection import Candidate, Selection, no_match_detail, select
 from refit_agent.settings import DEFAULT_DEADLINE_S
 
@@ -34,6 +34,7 @@ def ensure_engine(
     target: str | None = None,
     progress: ProgressCallback | None = None,
     *,
+    weights: str | os.PathLike[str] | None = None,
     deadline_s: float = DEFAULT_DEADLINE_S,
     retry_failed: bool = False,
     background: bool = False,
@@ -53,6 +54,8 @@ def ensure_engine(
         profile: an optimization profile's name; None for the model's default.
         target: "cpu", "gpu", "cuda:N" or a GPU's UUID; None for whatever is best.
         progress: gets a `Progress` now and then.
+        weights: an ONNX file to take the weights from in place of the bundle's; it must have the same
+            tensors in the same shapes, and is read whole even for a hit.
         deadline_s: seconds that the worker, and waiting for another process, may take.
         retry_failed: try candidates again that failed on this machine before.
         background: work at idle priority.
@@ -66,6 +69,12 @@ def ensure_engine(
     """
     opened = Bundle.open(bundle)
     wanted = opened.model(model)
+    own = None
+    if weights is not None:
+        from refit_agent.own_weights import own_weights
+
+        own = own_weights(weights)
+        wanted = own.in_place_of(wanted)
     home = paths.home()
     machine = detect(home=home)
     selection = select(opened.manifest, wanted, profile, machine, target)
@@ -73,16 +82,21 @@ def ensure_engine(
     failures = Failures(home.state)
     attempts: list[Attempt] = []
     first: RefitAgentError | None = None
+    meter = ProgressMeter(progress)  # one for all candidates: it never goes back
     for candidate in selection.candidates:
         facts = engine_facts(candidate, wanted, machine)
         key = engine_key(facts)
         found = store.lookup(key)
         if isinstance(found, tuple):
             return _engine(found, candidate, selection, attempts, hit=True)
+        checks = checks_digest(candidate, wanted, selection.profile)
+        remembered = None if retry_failed else failures.recall(key, checks)
+        if remembered is not None:
+            # Not noted again: a failure that lapses would be renewed by every launch that skips it.
+            attempts.append(_attempt(candidate, remembered))
+            first = first or remembered
+            continue
         try:
-            remembered = None if retry_failed else failures.recall(key)
-            if remembered is not None:
-                raise remembered
             # Imported late: what makes engines is of no use to a hit.
             from refit_agent.make import Request, make_engine
 
@@ -95,22 +109,28 @@ def ensure_engine(
                 facts=facts,
                 deadline_s=deadline_s,
                 background=background,
-                progress=progress,
+                meter=meter,
                 cancelled=cancelled,
+                weights=own,
             )
             made, hit = make_engine(request, store)
         except (RefitError, DeviceError, BundleError, RuntimeMissing) as error:
             if cancelled():
                 raise
-            failures.remember(key, error)
-            attempts.append(
-                Attempt(engine=candidate.engine.path, target=candidate.target, code=error.code, message=str(error))
-            )
+            if isinstance(error, DeviceError):
+                # A GPU that fell off the bus leaves no trace in what detection is remembered by.
+                detect(home=home, fresh=True)
+            failures.remember(key, error, checks)
+            attempts.append(_attempt(candidate, error))
             first = first or error
             continue
         failures.forget(key)
         return _engine(made, candidate, selection, attempts, hit=hit)
     raise first if first is not None else _nothing_fits(opened, wanted, selection)
+
+
+def _attempt(candidate: Candidate, error: RefitAgentError) -> Attempt:
+    return Attempt(engine=candidate.engine.path, target=candidate.target, code=error.code, message=str(error))
 
 
 def _engine(

@@ -30,3 +30,8 @@ def cache_quota() -> int | None:
     """REFIT_AGENT_CACHE_QUOTA in bytes, or None for the default."""
     text = os.environ.get("REFIT_AGENT_CACHE_QUOTA")
     return None if not text else parse_size(text, "REFIT_AGENT_CACHE_QUOTA")
+
+
+def host_code_allowed() -> bool:
+    """Whether a bundle may bring code of its own (REFIT_AGENT_ALLOW_HOST_CODE=1); off by default."""
+    return os.environ.get("REFIT_AGENT_ALLOW_HOST_CODE") == "1"

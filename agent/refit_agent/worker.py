@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from refit_agent.refit.messages import Event
+    from refit_agent.refit.messages import Event, Job
 
 #: The parent's process ID, so that a worker whose parent died first can tell.
 PARENT_VARIABLE = "REFIT_AGENT_PARENT_PID"
@@ -41,25 +41,28 @@ def main() -> None:
     job = job_decoder.decode(line)
     _step_back(job.background)
     threading.Thread(target=_exit_at_end_of, args=(source,), daemon=True).start()
-    _send(out, _perform(out, line))
+    _send(out, _perform(out, job))
     # Not sys.exit: native libraries crash in their exit handlers, and everything is on the disk already.
     sys.stderr.flush()
     os._exit(0)
 
 
-def _perform(out: int, line: bytes) -> Event:
+def _perform(out: int, job: Job) -> Event:
     from refit_agent.errors import RefitAgentError, RefitError
     from refit_agent.refit import pipeline
-    from refit_agent.refit.messages import Failed, job_decoder
+    from refit_agent.refit.messages import Failed
 
     try:
-        return pipeline.run(job_decoder.decode(line), lambda event: _send(out, event))
+        return pipeline.run(job, lambda event: _send(out, event))
     except RefitAgentError as error:
         return Failed(code=error.code, facts=_plain(error.facts))
     except OSError as error:
         from refit_agent.cache.store import write_error
 
-        failure = write_error(error, str(error.filename or "the staging folder"))
+        if isinstance(error.filename, str) and not error.filename.startswith(job.staging):
+            # Something was not read; "the cache cannot be written" would send its reader astray.
+            return Failed(code=RefitError.code, facts={"detail": f"The refit failed: {error}."})
+        failure = write_error(error, job.staging)
         return Failed(code=failure.code, facts=_plain(failure.facts))
     except MemoryError:
         return Failed(code=RefitError.code, facts={"detail": "The refit worker ran out of memory."})
@@ -67,7 +70,7 @@ def _perform(out: int, line: bytes) -> Event:
         import traceback
 
         traceback.print_exc()
-        return Failed(code=RefitError.code, facts={"detail": f"The refit failed: {type(error).__name__}: {error}"})
+        return Failed(code=RefitError.code, facts={"detail": f"The refit failed: {type(error).__name__}: {error}."})
 
 
 def _plain(facts: dict[str, object]) -> dict[str, object]:

@@ -7,13 +7,16 @@ for byte initializers of the source are dropped: the plan refers to them as exte
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from refit_agent.authoring import wire_writer as pb
-from refit_agent.runtimes.onnxruntime_cpu import WEIGHTS_NAME
+from refit_agent.errors import PlanInvalid
+from refit_agent.refit.unpack import PlanImage
+from refit_agent.runtimes.onnxruntime_cpu import WEIGHTS_NAME, stripped_tensors
 from refit_agent.weights import OnnxWeights, WeightRef
 from refit_agent.weights.wire import BYTES, Wire
 
@@ -39,6 +42,7 @@ def make_cpu_plan(onnx_path: str, plan_path: str) -> CpuPlan:
 
     Raises:
         OnnxError: the source model is not sound.
+        PlanInvalid: the model keeps large weights where a plan cannot leave them out, as in a nested graph.
         OSError: the plan cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="refit-agent-") as folder:
@@ -50,7 +54,21 @@ def make_cpu_plan(onnx_path: str, plan_path: str) -> CpuPlan:
             plan = b"".join(writer.model(Wire(data, optimised)))
         with open(plan_path, "wb") as out:
             out.write(plan)
+        _check(plan_path, len(plan))
     return CpuPlan(len(plan), writer.stripped_bytes, writer.kept_bytes)
+
+
+def _check(plan_path: str, size: int) -> None:
+    """Read the plan as a refit will: what this cannot strip must not ship."""
+    with open(plan_path, "rb") as file:
+        image = PlanImage(plan_path, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+    try:
+        stripped_tensors(image)
+    except PlanInvalid:
+        os.unlink(plan_path)
+        raise
+    finally:
+        image.close()
 
 
 def _optimise(onnx_path: str, optimised: str) -> None:

@@ -51,6 +51,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(Entry)
+_FORBIDDEN = frozenset("/\\\0")
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -71,7 +72,7 @@ def decode_entry(data: bytes, key: str) -> Entry | str:
     names = [f.name for f in entry.files]
     if entry.plan not in names:
         return f"{ENTRY_NAME} does not list its plan"
-    if any("/" in name or "\\" in name or name in ("", ".", "..") for name in names):
+    if any(name in ("", ".", "..") or not _FORBIDDEN.isdisjoint(name) for name in names):
         return f"{ENTRY_NAME} names a file outside its folder"
     return entry
 

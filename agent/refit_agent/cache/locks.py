@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 
-from refit_agent.cache.store import Store
-from refit_agent.errors import CacheBusy, CacheUnwritable
+from refit_agent.cache.store import Store, write_error
+from refit_agent.errors import CacheBusy
+
+_POLL_S = 0.02
 
 
 def lock_path(store: Store, key: str) -> str:
@@ -19,27 +22,30 @@ def lock_path(store: Store, key: str) -> str:
 def key_lock(store: Store, key: str, timeout_s: float, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the right to make the engine of ``key``. The kernel frees it when the process ends.
 
-    ``on_wait`` is called once if somebody else holds it.
+    ``on_wait`` is called several times a second while somebody else holds it; what it raises ends the
+    wait and goes to the caller.
 
     Raises:
         CacheBusy: still held by somebody else after ``timeout_s`` seconds.
-        CacheUnwritable: the lock file cannot be made.
+        CacheUnwritable, DiskFull: the lock file cannot be made.
     """
     from filelock import FileLock, Timeout  # not needed for a hit
 
     path = lock_path(store, key)
     lock = FileLock(path, mode=0o600)
-    try:
+    ends = time.monotonic() + timeout_s
+    while True:
         try:
             lock.acquire(timeout=0)
-        except Timeout:
-            if on_wait is not None:
-                on_wait()
-            lock.acquire(timeout=timeout_s, poll_interval=0.02)
-    except Timeout as error:
-        raise CacheBusy(seconds=round(timeout_s), path=path) from error
-    except OSError as error:
-        raise CacheUnwritable(path=path, detail=error.strerror or str(error)) from error
+            break
+        except Timeout as error:
+            if time.monotonic() >= ends:
+                raise CacheBusy(seconds=round(timeout_s), path=path) from error
+        except OSError as error:
+            raise write_error(error, path) from error
+        if on_wait is not None:
+            on_wait()
+        time.sleep(_POLL_S)
     try:
         yield
     finally:
@@ -49,11 +55,14 @@ def key_lock(store: Store, key: str, timeout_s: float, on_wait: Callable[[], Non
 @contextlib.contextmanager
 def try_key_lock(store: Store, key: str) -> Iterator[bool]:
     """Hold the lock of ``key`` if it is free right now; the value says whether it was."""
-    try:
-        with key_lock(store, key, 0):
-            yield True
-    except CacheBusy:
-        yield False
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(key_lock(store, key, 0))
+        except CacheBusy:
+            free = False
+        else:
+            free = True
+        yield free
 
 
 def remove_lock_file(store: Store, key: str) -> None:

@@ -23,22 +23,25 @@ TEMPORARY = "tmp"
 QUARANTINE = "quarantine"
 _MAX_ENTRY_BYTES = 1 << 20
 _LOOKUP_TRIES = 5
+#: The process or the machine is out of something: no reason to call an entry damaged.
+_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Engines made by refit-agent; safe to delete.\n"
 
 
 class Lease:
     """Keeps one entry from eviction until `close`, or until its process ends. Thread-safe to close."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fds",)
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self._fds = [fd]
 
     def close(self) -> None:
         """End the lease; more than once does no harm."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        # Taken out in one step: two threads that close at once must not close one number twice, which
+        # may be another file's by then.
+        with contextlib.suppress(IndexError):
+            os.close(self._fds.pop())
 
     def __del__(self) -> None:
         self.close()
@@ -63,6 +66,7 @@ class Store:
 
         Raises:
             CacheInsecure: the cache folder is not the user's alone.
+            CacheUnwritable: this process cannot open any more files.
         """
         self.check_owner()
         folder = self._engines + key
@@ -73,6 +77,8 @@ class Store:
             except FileNotFoundError:
                 return f"{ENTRY_NAME} is missing" if os.path.isdir(folder) else None
             except OSError as error:
+                if error.errno in _NOT_ITS_FAULT:
+                    raise CacheUnwritable(path=name, detail=error.strerror) from error
                 return f"{ENTRY_NAME} cannot be opened: {error.strerror}"
             lease = Lease(fd)
             if not self._claim_shared(fd):
@@ -197,23 +203,29 @@ class Store:
             raise write_error(error, self._engines + key) from error
         return place
 
-    def discard(self, folder: str) -> None:
-        """Delete a staging or quarantine folder; what cannot be deleted now is left for the next prune."""
+    def discard(self, path: str) -> None:
+        """Delete a staging or quarantine folder, or a file there; what cannot be deleted now is left for the next prune."""
         import shutil  # not needed for a hit, and slow to import
 
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
     # ------------------------------------------------------------ removing
 
     def remove(self, key: str) -> bool:
-        """Remove one entry unless it is leased; False if it is. A missing one counts as removed."""
+        """Remove one entry unless it is leased; False if it is. A missing one counts as removed.
+
+        The caller holds the lock of the key, so that no other engine can take its place meanwhile.
+        """
         folder = self._engines + key
+        name = f"{folder}/{ENTRY_NAME}"
         try:
-            fd = os.open(f"{folder}/{ENTRY_NAME}", _platform.OPEN_FLAGS)
-        except FileNotFoundError:
-            fd = -1
+            fd = os.open(name, _platform.OPEN_FLAGS)
         except OSError as error:
-            raise write_error(error, folder) from error
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise write_error(error, folder) from error
+            fd = -1  # nobody can have a lease on it
         grave = f"{self.root}/{TEMPORARY}/{key}.{os.getpid()}-{_unique()}"
         try:
             if fd >= 0 and not _platform.lock_exclusive(fd):

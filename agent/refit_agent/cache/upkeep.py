@@ -68,20 +68,26 @@ def default_quota(store: Store) -> int:
 def make_room(store: Store, needed_bytes: int, quota_bytes: int) -> list[str]:
     """Remove the least recently used entries until ``needed_bytes`` more fit in quota and disk.
 
-    Leased entries stay. Gives the keys removed. A single engine larger than the quota is let
-    through, since refusing it would leave the app without any.
+    Leased entries stay, and those that somebody is making. Gives the keys removed. A single engine
+    larger than the quota is let through, since refusing it would leave the app without any.
 
     Raises:
         DiskFull: the disk itself is too small for it even then.
     """
+    if free_bytes(store.root) < needed_bytes + DISK_MARGIN_BYTES:
+        _empty_quarantine(store)
     removed: list[str] = []
     entries = list_entries(store)
     total = sum(c.size for c in entries)
+    free = free_bytes(store.root)
+    if free + total < needed_bytes + DISK_MARGIN_BYTES:
+        # Known before any engine has been removed in vain.
+        raise DiskFull(path=store.root, free_bytes=free, needed_bytes=needed_bytes + DISK_MARGIN_BYTES)
     for cached in entries:
         short_of_disk = free_bytes(store.root) < needed_bytes + DISK_MARGIN_BYTES
         if total + needed_bytes <= quota_bytes and not short_of_disk:
             break
-        if store.remove(cached.key):
+        if _evict(store, cached.key):
             removed.append(cached.key)
             total -= cached.size
     free = free_bytes(store.root)
@@ -108,12 +114,16 @@ def sweep(store: Store) -> list[str]:
                 continue  # somebody is making this engine right now
             for folder in folders:
                 store.discard(folder)
-            gone.extend(folders)
+            gone.extend(folder for folder in folders if not os.path.lexists(folder))
             remove_lock_file(store, key)
-    for name in _listdir(f"{store.root}/{QUARANTINE}"):
-        store.discard(f"{store.root}/{QUARANTINE}/{name}")
-        gone.append(f"{store.root}/{QUARANTINE}/{name}")
-    return gone
+    return gone + _empty_quarantine(store)
+
+
+def _empty_quarantine(store: Store) -> list[str]:
+    paths = [f"{store.root}/{QUARANTINE}/{name}" for name in _listdir(f"{store.root}/{QUARANTINE}")]
+    for path in paths:
+        store.discard(path)
+    return [path for path in paths if not os.path.lexists(path)]
 
 
 def _listdir(path: str) -> list[str]:
@@ -132,10 +142,19 @@ def prune(store: Store, quota_bytes: int) -> list[str]:
     for cached in entries:
         if total <= quota_bytes:
             break
-        if store.remove(cached.key):
+        if _evict(store, cached.key):
             removed.append(cached.key)
             total -= cached.size
     return removed
+
+
+def _evict(store: Store, key: str) -> bool:
+    """Remove one entry, unless it is leased or its maker has not handed it out yet."""
+    with try_key_lock(store, key) as ours:
+        if not ours or not store.remove(key):
+            return False
+        remove_lock_file(store, key)
+        return True
 
 
 def clear(store: Store) -> tuple[list[str], list[str]]:
@@ -144,7 +163,7 @@ def clear(store: Store) -> tuple[list[str], list[str]]:
     removed: list[str] = []
     kept: list[str] = []
     for key in store.list_keys():
-        (removed if store.remove(key) else kept).append(key)
+        (removed if _evict(store, key) else kept).append(key)
     return removed, kept
 
 

@@ -79,6 +79,7 @@ def _ask() -> tuple[Machine, bool]:
         driver=answer.driver,
         cuda=answer.cuda,
         runtimes=installed_runtimes(*search_folders()),
+        warnings=tuple(d.problem for d in answer.devices if d.problem),
     )
     return machine, answer.lasting
 

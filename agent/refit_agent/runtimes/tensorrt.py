@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from refit_agent.errors import PlanRefused, RefitError, RuntimeMissing
+from refit_agent.errors import DeviceFailed, PlanRefused, RefitError, RuntimeMissing
 from refit_agent.gpu.context import open_context
 from refit_agent.plan_header import check_against_manifest, parse_plan_header
 from refit_agent.refit.unpack import PlanImage
@@ -63,7 +63,10 @@ class TensorRtRuntime:
         return self._runtime
 
     def _create_runtime(self, job: Job) -> Any:
-        runtime = self._trt.Runtime(self._logger)
+        try:
+            runtime = self._trt.Runtime(self._logger)
+        except TypeError as error:  # pybind11's word for a null pointer: a driver too old for this CUDA, mostly
+            raise DeviceFailed(detail=f"{self.name} {self.version} could not start: {self._sink.errors()}") from error
         if job.lean_runtime:
             self._parent_runtime = runtime  # the loaded one lives no longer than this one
             runtime = runtime.load_runtime(job.lean_runtime)

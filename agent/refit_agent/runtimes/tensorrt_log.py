@@ -34,7 +34,8 @@ class MessageSink:
     def flush(self) -> None:
         """Say how often each repeated message came, and forget them all."""
         counts, self._counts = self._counts, {}
-        for (severity, text), count in counts.items():
+        # A copy: a thread of TensorRT's may be adding to the old one at this moment.
+        for (severity, text), count in list(counts.items()):
             if count > 1:
                 self._say(severity, text, repeated=count)
 

@@ -12,6 +12,7 @@ from refit_agent.runtimes.tensorrt_log import MessageSink
 from refit_agent.runtimes.write_file import write_durably
 from refit_agent.weight_map import Prototype, WeightSource, resolve
 from refit_agent.weights import OnnxWeights
+from refit_agent.weights.dtypes import TYPES
 
 PLAN_NAME = "engine.plan"
 
@@ -31,6 +32,7 @@ DTYPES = {
     "float8e8m0": "E8M0",
 }
 _NAMES = {member: name for name, member in DTYPES.items()}
+_BITS = {t.name: t.bits for t in TYPES.values()}
 
 
 class OpenedEngine:
@@ -45,23 +47,29 @@ class OpenedEngine:
         self._engine = engine
         self._sink = sink
         self._header = header
-        self._refitter = module.Refitter(engine, logger)
-        self._refitter.max_threads = threads
+        self._refitter: Any = None
+        if engine.refittable:  # a plan that ships whole may be another, of which no Refitter can be made
+            try:
+                self._refitter = module.Refitter(engine, logger)
+            except TypeError as error:  # pybind11's word for a null pointer
+                raise RefitRefused(runtime="TensorRT", detail=f"no refitter could be made: {sink.errors()}") from error
+            self._refitter.max_threads = threads
         #: TensorRT keeps addresses: what they point into must live until the refit is over.
         self._held: list[object] = []
-        self._wanted: frozenset[str] = frozenset()
         self._set: set[str] = set()
 
     def wanted(self) -> dict[str, Prototype]:
         """Every refittable weight, with its prototype where this TensorRT has one (from 10.0 on)."""
-        names = self._refitter.get_all_weights()
+        names = self._names()
         if any(not name for name in names):
             unnamed = sum(not name for name in names)
             raise WeightsUncovered(
                 count=unnamed, path="the model", names="(unnamed)", detail="The plan has weights without a name."
             )
-        self._wanted = frozenset(names)
         return {name: self._prototype(name) for name in names}
+
+    def _names(self) -> list[str]:
+        return [] if self._refitter is None else list(self._refitter.get_all_weights())
 
     def _prototype(self, name: str) -> Prototype:
         ask = getattr(self._refitter, "get_weights_prototype", None)
@@ -90,16 +98,23 @@ class OpenedEngine:
             # TensorRT before 10 takes only NumPy arrays, and these must be of a type that NumPy has.
             return self._trt.Weights(array)
         count = self._prototype(name).count
-        return self._trt.Weights(member, array.ctypes.data, array.size if count is None else count)
+        if count is None:
+            count = array.size
+        if array.nbytes * 8 < count * _BITS[dtype]:
+            # TensorRT gets an address and a count, and would read on behind the array.
+            raise WeightsMismatch(name=name, detail=f"{array.nbytes} bytes do not hold {count} x {dtype}")
+        return self._trt.Weights(member, array.ctypes.data, count)
 
     def refit(self) -> None:
+        if self._refitter is None:
+            return
         # get_missing_weights() lists only what the weights set so far make necessary: an engine with one
         # weight never set passes it, and computes nonsense.
-        left = self._wanted - self._set
+        left = sorted(str(name) for name in set(self._names()) - self._set)
         if left:
-            raise RefitRefused(runtime="TensorRT", detail=f"weights were not set: {', '.join(sorted(left))}")
+            raise RefitRefused(runtime="TensorRT", detail=f"weights were not set: {', '.join(left)}")
         done = self._refitter.refit_cuda_engine()
-        missing = self._refitter.get_missing_weights()
+        missing = [name or "(unnamed)" for name in self._refitter.get_missing_weights()]
         self._sink.flush()
         if not done or missing:
             detail = f"weights are missing: {', '.join(missing)}" if missing else self._sink.errors()

@@ -35,29 +35,35 @@ def run_engine(module: Any, engine: Any, inputs: Mapping[str, Array] | None) -> 
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     wanted = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.INPUT]
     feeds = _made_up(engine, wanted) if inputs is None else {n: _feed(engine, n, inputs) for n in wanted}
+
+    def on_host(name: str) -> bool:
+        return bool(engine.get_tensor_location(name) == module.TensorLocation.HOST)
+
     context = engine.create_execution_context()
     if context is None:
         raise DeviceFailed(detail="TensorRT could not create an execution context: is the GPU's memory full?")
     with _Buffers() as buffers:
-        _choose_profile(engine, context, feeds)
+        _choose_profile(engine, context, feeds, buffers.stream)
         for name, array in feeds.items():
             if not context.set_input_shape(name, array.shape):
                 raise RefitError(detail=f"The engine takes no input {name!r} of shape {array.shape}.")
-            on_host = engine.get_tensor_location(name) == module.TensorLocation.HOST
-            context.set_tensor_address(name, array.ctypes.data if on_host else buffers.upload(array))
-        outputs: dict[str, tuple[Array, int]] = {}
+            context.set_tensor_address(name, array.ctypes.data if on_host(name) else buffers.upload(array))
+        outputs: dict[str, Array] = {}
+        downloads: list[tuple[Array, int]] = []
         for name in names:
             if name not in feeds:
-                array = np.zeros(_shape(context, name), _type(engine, name))
-                address = buffers.upload(array)
+                array = outputs[name] = np.zeros(_shape(context, name), _type(engine, name))
+                # TensorRT writes tensors of its host side from the CPU: a GPU address would crash it.
+                address = array.ctypes.data if on_host(name) else buffers.upload(array)
                 context.set_tensor_address(name, address)
-                outputs[name] = (array, address)
+                if not on_host(name):
+                    downloads.append((array, address))
         if not context.execute_async_v3(buffers.stream):
             raise RefitError(detail="The finished engine did not run on the check input.")
         buffers.synchronize()
-        for array, address in outputs.values():
+        for array, address in downloads:
             buffers.download(array, address)
-        return {name: _widened(engine, name, array) for name, (array, _) in outputs.items()}
+        return {name: _widened(engine, name, array) for name, array in outputs.items()}
 
 
 def _feed(engine: Any, name: str, inputs: Mapping[str, Array]) -> Array:
@@ -74,26 +80,41 @@ def _made_up(engine: Any, names: list[str]) -> dict[str, Array]:
     feeds: dict[str, Array] = {}
     for name in names:
         dtype = _type(engine, name)
-        shape = [max(1, d) for d in engine.get_tensor_profile_shape(name, 0)[1]]
+        if engine.is_shape_inference_io(name):
+            ranges = _ranges(engine, name, 0)
+            shape = tuple(engine.get_tensor_shape(name))
+            # Its values are dimensions: others than the profile's can make the engine refuse or fill the memory.
+            feeds[name] = np.array(ranges[1], dtype).reshape(shape) if ranges else np.ones(shape, dtype)
+            continue
+        shape = tuple(max(1, d) for d in _ranges(engine, name, 0)[1])
         # Integers are most often indices: 1 is in the range of every table that is worth having.
         values = random.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
         feeds[name] = np.ascontiguousarray(values.astype(dtype))
     return feeds
 
 
-def _choose_profile(engine: Any, context: Any, feeds: Mapping[str, Array]) -> None:
-    """Use the first optimization profile whose ranges hold every input's shape."""
+def _ranges(engine: Any, name: str, profile: int) -> Any:
+    """Least, best and most of an input's dimensions, or of its values if the engine reads shapes there."""
+    if engine.is_shape_inference_io(name):
+        return engine.get_tensor_profile_values(profile, name)
+    return engine.get_tensor_profile_shape(name, profile)
+
+
+def _choose_profile(engine: Any, context: Any, feeds: Mapping[str, Array], stream: int) -> None:
+    """Use the first optimization profile whose ranges hold every input."""
+    ruled = {n: tuple(a.ravel()) if engine.is_shape_inference_io(n) else a.shape for n, a in feeds.items()}
     for index in range(engine.num_optimization_profiles):
-        ranges = {name: engine.get_tensor_profile_shape(name, index) for name in feeds}
-        if all(_within(feeds[name].shape, *r[::2]) for name, r in ranges.items() if len(r) == 3):
-            if index and not context.set_optimization_profile_async(index, 0):
+        ranges = {name: _ranges(engine, name, index) for name in feeds}
+        if all(_within(ruled[name], *r[::2]) for name, r in ranges.items() if len(r) == 3):
+            # On the stream of the run: on another one the run could begin before the switch is done.
+            if index and not context.set_optimization_profile_async(index, stream):
                 raise RefitError(detail=f"Optimization profile {index} could not be chosen.")
             return
     shapes = ", ".join(f"{name}: {array.shape}" for name, array in feeds.items())
     raise RefitError(detail=f"No optimization profile of the engine takes the check input ({shapes}).")
 
 
-def _within(shape: tuple[int, ...], least: Any, most: Any) -> bool:
+def _within(shape: tuple[Any, ...], least: Any, most: Any) -> bool:
     return len(shape) == len(least) and all(a <= d <= b for a, d, b in zip(least, shape, most, strict=True))
 
 
@@ -116,7 +137,8 @@ def _type(engine: Any, name: str) -> np.dtype[Any]:
 def _widened(engine: Any, name: str, array: Array) -> Array:
     if engine.get_tensor_dtype(name).name != "BF16":
         return array
-    return (array.astype(np.uint32) << 16).view(np.float32)
+    # Both operands uint32: NumPy 1 makes int64 of a scalar and a Python number.
+    return np.asarray(np.left_shift(array.astype(np.uint32), np.uint32(16))).view(np.float32)
 
 
 class _Buffers:

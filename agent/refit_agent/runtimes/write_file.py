@@ -28,7 +28,8 @@ def write_durably(
     """
     digest = hashlib.sha256()
     stop = threading.Event()
-    hasher = threading.Thread(target=_hash, args=(digest, parts, stop), daemon=True)
+    failed: list[Exception] = []
+    hasher = threading.Thread(target=_hash, args=(digest, parts, stop, failed), daemon=True)
     hasher.start()
     position = 0
     try:
@@ -49,18 +50,25 @@ def write_durably(
         raise
     finally:
         hasher.join()
+    if failed:
+        raise failed[0]
     return WrittenFile(os.path.basename(path), position, digest.hexdigest())
 
 
-def _hash(digest: hashlib._Hash, parts: Sequence[tuple[int, memoryview]], stop: threading.Event) -> None:
+def _hash(
+    digest: hashlib._Hash, parts: Sequence[tuple[int, memoryview]], stop: threading.Event, failed: list[Exception]
+) -> None:
     position = 0
-    for offset, data in parts:
-        digest.update(bytes(offset - position))
-        position = offset + len(data)
-        for start in range(0, len(data), _PIECE_BYTES):
-            if stop.is_set():
-                return
-            digest.update(data[start : start + _PIECE_BYTES])
+    try:
+        for offset, data in parts:
+            digest.update(bytes(offset - position))
+            position = offset + len(data)
+            for start in range(0, len(data), _PIECE_BYTES):
+                if stop.is_set():
+                    return
+                digest.update(data[start : start + _PIECE_BYTES])
+    except Exception as error:  # noqa: BLE001 - told by the other thread; the hash of a part would pass for that of the file
+        failed.append(error)
 
 
 def _write_all(fd: int, data: memoryview) -> int:

@@ -1,0 +1,223 @@
+"""The checks of `refit-agent doctor`. Each may find anything broken; none may let that stop the others."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import stat
+import sys
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from refit_agent import __version__, logs, paths
+from refit_agent.cache.store import Store, free_bytes
+from refit_agent.cache.upkeep import DISK_MARGIN_BYTES, list_entries
+from refit_agent.cli.cache_commands import is_leased, quota
+from refit_agent.cli.inspect_commands import driver_text
+from refit_agent.cli.output import count_text, size_text
+from refit_agent.errors import RefitAgentError
+from refit_agent.gpu.detect import detect
+from refit_agent.machine import Machine
+
+Status = Literal["ok", "warn", "fail"]
+_OPTIONAL = ("onnxruntime", "tensorrt-lean-cu12", "tensorrt-lean-cu13", "tensorrt", "tensorrt-rtx")
+_SETTINGS = re.compile(r"REFIT_AGENT_|CUDA_|NVIDIA_|XDG_(CACHE|STATE)_HOME$|(CACHE|STATE)_DIRECTORY$|LD_LIBRARY_PATH$")
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY")
+
+
+class Check(NamedTuple):
+    """What one check found. ``advice`` says what to do about it, "" when nothing is to be done."""
+
+    name: str
+    status: Status
+    summary: str
+    lines: tuple[str, ...] = ()
+    advice: str = ""
+    facts: dict[str, object] = {}  # noqa: RUF012 - never changed
+
+
+def all_checks() -> list[Check]:
+    """Every check, done now, in the order in which they are shown."""
+    checks: list[tuple[str, Callable[[], Check]]] = [
+        ("versions", _versions),
+        ("settings", _settings),
+        ("cache folder", lambda: _folder("cache folder", paths.home().cache, needs_room=True)),
+        ("state folder", lambda: _folder("state folder", paths.home().state, needs_room=False)),
+        ("gpus", _gpus),
+        ("runtimes", lambda: runtimes_check(detect())),
+        ("cache", _cache),
+        ("failures", _failures),
+    ]
+    return [_safely(name, check) for name, check in checks]
+
+
+def _safely(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except RefitAgentError as error:
+        return Check(name, "fail", str(error), advice=error.hint, facts={"code": error.code})
+    except Exception as error:  # noqa: BLE001 - whatever is broken, the other checks are wanted all the more
+        return Check(name, "fail", f"the check itself failed: {type(error).__name__}: {error}")
+
+
+def _versions() -> Check:
+    found: dict[str, object] = {}
+    missing: list[str] = []
+    for requirement in importlib.metadata.requires("refit-agent") or ():
+        name, _, marker = requirement.partition(";")
+        distribution = re.split(r"[^A-Za-z0-9._-]", name.strip(), maxsplit=1)[0]
+        if "extra ==" in marker:
+            continue
+        version = _version(distribution)
+        if version:
+            found[distribution] = version
+        # A marker that excludes this machine makes a missing package right.
+        elif not marker:
+            missing.append(distribution)
+    for distribution in _OPTIONAL:
+        version = _version(distribution)
+        if version:
+            found[distribution] = version
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    lines = [f"{python} at {sys.executable}", platform.platform(), ", ".join(f"{n} {v}" for n, v in found.items())]
+    facts: dict[str, object] = {"refit-agent": __version__, "python": platform.python_version(), "os": platform.platform(), "packages": found}  # fmt: skip
+    if missing:
+        return Check("versions", "fail", f"missing: {', '.join(missing)}", tuple(lines), "Reinstall it: pip install --force-reinstall refit-agent", facts)  # fmt: skip
+    return Check("versions", "ok", f"refit-agent {__version__}", tuple(lines), facts=facts)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _settings() -> Check:
+    shown = {n: "(not shown)" if _SECRET.search(n) else v for n, v in sorted(os.environ.items()) if _SETTINGS.match(n)}
+    lines = tuple(f"{name}={value}" for name, value in shown.items())
+    # Each raises what is wrong with its setting.
+    quota(Store(paths.home().cache))
+    logs.level()
+    return Check("settings", "ok", f"{len(shown)} in the environment" if shown else "none in the environment", lines, facts=dict(shown))  # fmt: skip
+
+
+def _folder(name: str, path: str, *, needs_room: bool) -> Check:
+    free = free_bytes(path)
+    facts: dict[str, object] = {"path": path, "free_bytes": free}
+    summary = f"{path}, {size_text(free)} free on its disk"
+    elsewhere = "Make it a folder that is yours alone, or point REFIT_AGENT_HOME elsewhere."
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        above = _nearest(path)
+        if not os.access(above, os.W_OK | os.X_OK):
+            return Check(
+                name, "fail", f"{summary}; it does not exist, and {above} cannot be written", (), elsewhere, facts
+            )
+        return _room(Check(name, "ok", f"{summary}; not made yet", facts=facts), free, needs_room)
+    except OSError as error:
+        return Check(name, "fail", f"{path} cannot be used: {error.strerror}", (), elsewhere, facts)
+    if not stat.S_ISDIR(status.st_mode):
+        return Check(name, "fail", f"{path} is not a folder", (), elsewhere, facts)
+    facts["mode"] = mode = f"{stat.S_IMODE(status.st_mode):o}"
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        return Check(name, "fail", f"{summary}; it cannot be written (mode {mode})", (), elsewhere, facts)
+    if needs_room:
+        Store(path).check_owner()
+    return _room(Check(name, "ok", f"{summary}, mode {mode}", facts=facts), free, needs_room)
+
+
+def _nearest(path: str) -> str:
+    while not os.path.exists(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return path
+
+
+def _room(check: Check, free: int, needs_room: bool) -> Check:
+    if needs_room and free < 4 * DISK_MARGIN_BYTES:
+        return check._replace(
+            status="warn", advice="The disk is nearly full: free some space, or no engine can be made."
+        )
+    return check
+
+
+def _gpus() -> Check:
+    machine = detect(fresh=True)
+    facts: dict[str, object] = {"driver": machine.driver, "cuda": machine.cuda, "gpus": [g.name for g in machine.gpus], "reason": machine.no_gpu_reason}  # fmt: skip
+    warnings = tuple(machine.warnings)
+    if not machine.gpus:
+        return Check("gpus", "warn", f"none: {machine.no_gpu_reason}", warnings, "Only CPU engines can be used; on a machine with an NVIDIA GPU, install its driver.", facts)  # fmt: skip
+    lines = [
+        f"cuda:{g.index} {g.name}, compute capability {g.compute_capability}, {size_text(g.memory_total)}, {g.uuid}"
+        for g in machine.gpus
+    ]
+    advice = "See what nvidia-smi says." if warnings else ""
+    return Check("gpus", "warn" if warnings else "ok", driver_text(machine), (*lines, *warnings), advice, facts)
+
+
+def runtimes_check(machine: Machine) -> Check:
+    """Whether the machine has a runtime for what it can run engines on."""
+    facts: dict[str, object] = {"runtimes": [f"{r.module} {r.version}" for r in machine.runtimes]}
+    lines = tuple(
+        f"{r.module} {r.version or '?'}"
+        + (f", CUDA {r.cuda_major}" if r.cuda_major else "")
+        + (f", in {r.folder}" if r.folder else "")
+        for r in machine.runtimes
+    )
+    modules = {r.module for r in machine.runtimes}
+    if not modules:
+        return Check("runtimes", "fail", "none is installed", (), "Install one: pip install 'refit-agent[cpu]', or [cu12] or [cu13] with an NVIDIA GPU.", facts)  # fmt: skip
+    if machine.gpus and modules <= {"onnxruntime"}:
+        return Check("runtimes", "warn", "none for the GPU", lines, "Install one: pip install 'refit-agent[cu13]' (or [cu12] for drivers before 580).", facts)  # fmt: skip
+    if not machine.gpus and "onnxruntime" not in modules:
+        return Check("runtimes", "warn", "none for the CPU, and there is no GPU", lines, "Install one: pip install 'refit-agent[cpu]'", facts)  # fmt: skip
+    return Check("runtimes", "ok", f"{len(machine.runtimes)} installed", lines, facts=facts)
+
+
+def _cache() -> Check:
+    store = Store(paths.home().cache)
+    store.check_owner()
+    entries = list_entries(store)
+    total, limit = sum(c.size for c in entries), quota(store)
+    damaged = [c for c in entries if c.fault]
+    leased = sum(is_leased(store, c.key) is True for c in entries)
+    facts: dict[str, object] = {"entries": len(entries), "bytes": total, "quota_bytes": limit, "damaged": len(damaged), "leased": leased}  # fmt: skip
+    summary = f"{count_text(len(entries), 'engine')}, {size_text(total)} of {size_text(limit)}, {leased} in use"
+    lines = tuple(f"{c.key[:12]}: {c.fault}" for c in damaged)
+    if damaged:
+        return Check("cache", "warn", f"{summary}, {len(damaged)} damaged", lines, "Set them aside: refit-agent cache verify", facts)  # fmt: skip
+    if total > limit:
+        return Check("cache", "warn", f"{summary}, more than its limit", (), "refit-agent cache prune", facts)
+    return Check("cache", "ok", summary, facts=facts)
+
+
+def _failures() -> Check:
+    import msgspec
+
+    from refit_agent.errors import from_wire
+    from refit_agent.failures import Failure
+
+    folder = os.path.join(paths.home().state, "failures")
+    lines: list[str] = []
+    try:
+        names = sorted(n for n in os.listdir(folder) if n.endswith(".json"))
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        return Check("failures", "fail", f"{folder} cannot be read: {error.strerror}")
+    for name in names:
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                failure = msgspec.json.decode(file.read(), type=Failure)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            lines.append(f"{name}: cannot be read: {error}")
+            continue
+        words = " ".join(str(from_wire(failure.code, failure.facts)).split())
+        lines.append(f"{name[:12]} {count_text(failure.count, 'time')} [{failure.code}] {words}")
+    facts: dict[str, object] = {"failures": lines}
+    if lines:
+        return Check("failures", "warn", f"failed here and skipped: {count_text(len(lines), 'engine')}", tuple(lines), "Try them again with: refit-agent provision BUNDLE --retry", facts)  # fmt: skip
+    return Check("failures", "ok", "none is remembered", facts=facts)

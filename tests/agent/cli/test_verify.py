@@ -1,0 +1,54 @@
+"""`refit-agent verify`: every file, sound or at fault."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .command import Cli
+
+Edit = Callable[[Callable[[Any], None]], Path]
+
+
+def test_sound(cli: Cli, bundle: Path) -> None:
+    """Every file of the manifest is listed once."""
+    ran = cli("verify", bundle)
+    assert ran.code == 0 and ran.out.count("ok    classifier/") == 4 and "4 files" in ran.out
+    document = cli("verify", bundle, "--json").document
+    assert document["ok"] is True and all(f["ok"] for f in document["files"]) and len(document["files"]) == 4
+
+
+def test_every_fault_is_listed(cli: Cli, edited: Edit) -> None:
+    """A changed byte, a missing file and a link out of the bundle: all three are named, the fourth is sound."""
+    damaged = edited(lambda manifest: None)
+    onnx = damaged / "classifier" / "classifier.onnx"
+    data = bytearray(onnx.read_bytes())
+    data[1000] ^= 1
+    onnx.write_bytes(data)
+    (damaged / "classifier" / "golden-image.npy").unlink()
+    scores = damaged / "classifier" / "golden-scores.npy"
+    outside = damaged.parent / "outside.npy"
+    os.rename(scores, outside)
+    scores.symlink_to(outside)
+
+    ran = cli("verify", damaged, "--json")
+    assert ran.code == 3 and ran.document["ok"] is False
+    found = {os.path.basename(f["path"]): f.get("error", {}).get("code") for f in ran.document["files"]}
+    assert found == {
+        "classifier.onnx": "bundle-file-mismatch",
+        "golden-image.npy": "bundle-file-missing",
+        "golden-scores.npy": "unsafe-path",
+        "classifier.cpu.onnx": None,
+    }
+    spoken = cli("verify", damaged)
+    assert spoken.code == 3 and spoken.out.count("FAULT") == 3 and "3 with faults" in spoken.out
+
+
+def test_no_bundle(cli: Cli, tmp_path: Path) -> None:
+    """A folder without a manifest, and a manifest that is none."""
+    assert cli("verify", tmp_path).code == 3
+    (tmp_path / "bundle.json").write_text("{")
+    ran = cli("verify", tmp_path, "--json")
+    assert ran.code == 3 and ran.document["error"]["code"] == "manifest-invalid"

@@ -1,0 +1,316 @@
+"""What we use of TensorRT, CUDA and NVML is what these packages say they have. Needs no GPU.
+
+No Runtime is made here: without a driver that ends the process. Documentation strings are read in a
+process of their own, which leaves without the libraries' exit handlers.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import refit_agent
+from refit_agent.runtimes.tensorrt_plan import DTYPES
+from refit_agent.runtimes.tensorrt_run import _NUMPY
+
+SOURCE = Path(refit_agent.__file__).parent
+CACHE = Path(__file__).parents[2] / ".runtimes"
+OLDER = "10.16.1.11"
+
+# ---------------------------------------------------------------- what is used
+
+#: File -> expression -> the class that it is an instance of; "" is the module.
+TYPES: dict[str, dict[str, str]] = {
+    "runtimes/tensorrt.py": {
+        "self._trt": "",
+        "runtime": "Runtime",
+        "self._ready()": "Runtime",
+        "self._parent_runtime": "Runtime",
+        "engine": "ICudaEngine",
+    },
+    "runtimes/tensorrt_plan.py": {
+        "self._trt": "",
+        "module": "",
+        "engine": "ICudaEngine",
+        "self._engine": "ICudaEngine",
+        "self._refitter": "Refitter",
+        "self._trt.Refitter": "Refitter",
+        "config": "ISerializationConfig",
+        "weights": "Weights",
+        "self._trt.SerializationFlag": "SerializationFlag",
+    },
+    "runtimes/tensorrt_run.py": {
+        "module": "",
+        "engine": "ICudaEngine",
+        "context": "IExecutionContext",
+        "module.TensorIOMode": "TensorIOMode",
+        "module.TensorLocation": "TensorLocation",
+    },
+    "runtimes/tensorrt_log.py": {"module": "", "module.ILogger": "ILogger"},
+}
+
+_NAME = r"\w+: str"
+_INDEX = r"\w+: (int|typing\.SupportsInt|typing\.SupportsIndex)"
+#: (class, name) -> how its signature must read; "property", "settable", "member" or "class" where it has none.
+CONTRACT: dict[tuple[str, str], str] = {
+    ("", "__version__"): "str",
+    ("", "DataType"): "class",
+    ("", "ILogger"): "class",
+    ("", "Refitter"): "class",
+    ("", "Runtime"): "class",
+    ("", "SerializationFlag"): "class",
+    ("", "TensorIOMode"): "class",
+    ("", "TensorLocation"): "class",
+    ("", "Weights"): "class",
+    ("ILogger", "__init__"): r"\(self: [\w.]+\) -> None",
+    ("Runtime", "deserialize_cuda_engine"): r"\(self: [\w.]+, serialized_engine: [\w.]*[Bb]uffer\) -> [\w.]+ICudaEngine",
+    ("Runtime", "load_runtime"): r"\(self: [\w.]+, path: str\) -> [\w.]+Runtime",
+    ("Runtime", "max_threads"): "settable",
+    ("Runtime", "engine_host_code_allowed"): "settable",
+    ("Refitter", "get_all_weights"): r"\(self: [\w.]+\) -> [lL]ist\[str\]",
+    ("Refitter", "get_weights_prototype"): rf"\(self: [\w.]+, {_NAME}\) -> [\w.]+Weights",
+    ("Refitter", "set_named_weights"): rf"\(self: [\w.]+, {_NAME}, weights: [\w.]+Weights\) -> bool",
+    ("Refitter", "refit_cuda_engine"): r"\(self: [\w.]+\) -> bool",
+    ("Refitter", "get_missing_weights"): r"\(self: [\w.]+\) -> [lL]ist\[str\]",
+    ("Refitter", "max_threads"): "settable",
+    ("Weights", "size"): "property",
+    ("Weights", "dtype"): "property",
+    ("ICudaEngine", "refittable"): "property",
+    ("ICudaEngine", "create_serialization_config"): r"\(self: [\w.]+\) -> [\w.]+ISerializationConfig",
+    ("ICudaEngine", "serialize_with_config"): r"\(self: [\w.]+, \w+: [\w.]+ISerializationConfig\) -> [\w.]+IHostMemory",
+    ("ICudaEngine", "serialize"): r"\(self: [\w.]+\) -> [\w.]+IHostMemory",
+    ("ICudaEngine", "num_io_tensors"): "property",
+    ("ICudaEngine", "num_optimization_profiles"): "property",
+    ("ICudaEngine", "get_tensor_name"): rf"\(self: [\w.]+, {_INDEX}\) -> str",
+    ("ICudaEngine", "get_tensor_mode"): rf"\(self: [\w.]+, {_NAME}\) -> [\w.]+TensorIOMode",
+    ("ICudaEngine", "get_tensor_dtype"): rf"\(self: [\w.]+, {_NAME}\) -> [\w.]+DataType",
+    ("ICudaEngine", "get_tensor_location"): rf"\(self: [\w.]+, {_NAME}\) -> [\w.]+TensorLocation",
+    ("ICudaEngine", "get_tensor_shape"): rf"\(self: [\w.]+, {_NAME}\) -> [\w.]+Dims",
+    ("ICudaEngine", "is_shape_inference_io"): rf"\(self: [\w.]+, {_NAME}\) -> bool",
+    ("ICudaEngine", "get_tensor_profile_shape"): rf"\(self: [\w.]+, {_NAME}, {_INDEX}\) -> [lL]ist\[[\w.]+Dims\]",
+    # Its documentation has the names the wrong way round; the profile comes first.
+    ("ICudaEngine", "get_tensor_profile_values"): rf"\(self: [\w.]+, {_INDEX}, {_NAME}\) -> [lL]ist\[[lL]ist\[int\]\]",
+    ("ICudaEngine", "create_execution_context"): r"\(self: [\w.]+, strategy: [\w.]+ = .*\) -> [\w.]+IExecutionContext",
+    ("ISerializationConfig", "clear_flag"): r"\(self: [\w.]+, flag: [\w.]+SerializationFlag\) -> bool",
+    ("SerializationFlag", "EXCLUDE_WEIGHTS"): "member",
+    ("TensorIOMode", "INPUT"): "member",
+    ("TensorLocation", "HOST"): "member",
+    ("IExecutionContext", "set_input_shape"): rf"\(self: [\w.]+, {_NAME}, shape: tuple\) -> bool",
+    ("IExecutionContext", "set_tensor_address"): rf"\(self: [\w.]+, {_NAME}, {_INDEX}\) -> bool",
+    ("IExecutionContext", "get_tensor_shape"): rf"\(self: [\w.]+, {_NAME}\) -> [\w.]+Dims",
+    ("IExecutionContext", "execute_async_v3"): rf"\(self: [\w.]+, {_INDEX}\) -> bool",
+    ("IExecutionContext", "set_optimization_profile_async"): rf"\(self: [\w.]+, {_INDEX}, {_INDEX}\) -> bool",
+}  # fmt: skip
+
+#: What our source relies on without naming it as an attribute.
+ALSO: dict[tuple[str, str], str] = {
+    ("Runtime", "__init__"): r"\(self: [\w.]+, logger: [\w.]+ILogger\) -> None",
+    ("Refitter", "__init__"): r"\(self: [\w.]+, engine: [\w.]+ICudaEngine, logger: [\w.]+ILogger\) -> None",
+    ("Weights", "__init__"): rf"\(self: [\w.]+, type: [\w.]+DataType, ptr: \S+, {_INDEX}\) -> None",
+    ("ILogger", "log"): r"\(self: [\w.]+, severity: [\w.]+Severity, msg: str\) -> None",
+    ("ILogger", "Severity"): "class",
+    ("IHostMemory", "nbytes"): "property",
+    ("Dims", "__len__"): r"\(self: [\w.]+\) -> int",
+    ("Dims", "__getitem__"): rf"\(self: [\w.]+, {_INDEX}\) -> int",
+    ("SerializationFlag", "INCLUDE_REFIT"): "member",
+    **{("ILogger.Severity", name): "member" for name in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")},
+    **{("DataType", name): "member" for name in (*DTYPES.values(), *_NUMPY)},
+}
+
+
+def uses(file: str, types: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Attributes of the expressions in ``types`` in a file of ours, getattr and hasattr with a name included."""
+    for node in ast.walk(ast.parse((SOURCE / file).read_text())):
+        if isinstance(node, ast.Attribute):
+            owner = types.get(ast.unparse(node.value))
+            if owner is not None:
+                yield owner, node.attr
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            owner = types.get(ast.unparse(node.args[0]))
+            if owner is not None and isinstance(node.args[1], ast.Constant):
+                yield owner, node.args[1].value
+
+
+def test_every_use_of_tensorrt_has_a_line_in_the_contract() -> None:
+    """And no line is there for what nothing uses."""
+    found = {use for file, types in TYPES.items() for use in uses(file, types)}
+    assert found == set(CONTRACT)
+
+
+# ---------------------------------------------------------------- what there is
+
+_ASK = """
+import importlib, json, os, sys
+module = importlib.import_module(sys.argv[1])
+answers = {"": module.__version__}
+for name in json.loads(sys.argv[2]):
+    found = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        answers[name] = None
+    elif isinstance(found, property):
+        answers[name] = "settable" if found.fset else "property"
+    elif name.rpartition(".")[2] in getattr(type(found), "__members__", {}):
+        answers[name] = "member"
+    elif isinstance(found, type):
+        answers[name] = "class"
+    else:
+        answers[name] = found if isinstance(found, str) else found.__doc__
+print(json.dumps(answers), flush=True)
+os._exit(0)  # its libraries may crash in their exit handlers
+"""
+
+
+def ask(module: str, folder: Path | None) -> dict[str, Any]:
+    """What the module in ``folder`` (None: the one installed) says of every name of the contract."""
+    names = [".".join(filter(None, key)) for key in {**CONTRACT, **ALSO}]
+    env = {**os.environ, "PYTHONPATH": "" if folder is None else str(folder)}
+    command = [sys.executable, "-c", _ASK, module, json.dumps(names)]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    answers: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return answers
+
+
+def check(answers: dict[str, Any], *, without: frozenset[str] = frozenset()) -> list[str]:
+    """What does not read as the contract says."""
+    faults = []
+    for (owner, name), wanted in {**CONTRACT, **ALSO}.items():
+        got = answers[".".join(filter(None, (owner, name)))]
+        if name in without and got is None:
+            continue
+        kinds = {"class": ("class",), "member": ("member",), "settable": ("settable",), "property": ("property", "settable")}
+        if wanted == "str":
+            fits = isinstance(got, str)
+        elif wanted in kinds:
+            fits = got in kinds[wanted]
+        else:
+            fits = got is not None and re.search(rf"\b{name}{wanted}", got) is not None
+        if not fits:
+            faults.append(f"{owner}.{name}: wanted {wanted}, there is {got}")
+    return faults
+
+
+def _unavailable(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def older_lean() -> Path:
+    """The folder of tensorrt-lean 10.16, installed once beside the tests."""
+    folder = CACHE / f"tensorrt-lean-{OLDER}-cp{sys.version_info.major}{sys.version_info.minor}"
+    if folder.exists():
+        return folder
+    fresh = CACHE / f"new-{os.getpid()}"
+    packages = [f"tensorrt-lean-cu12{part}=={OLDER}" for part in ("", "-bindings", "-libs")]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(fresh), *packages]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=250)
+        if run.returncode:
+            shutil.rmtree(fresh, ignore_errors=True)
+            _unavailable(f"pip cannot install tensorrt-lean {OLDER}: {run.stderr.strip()[-500:]}")
+    except subprocess.TimeoutExpired:
+        shutil.rmtree(fresh, ignore_errors=True)
+        _unavailable(f"pip takes too long to install tensorrt-lean {OLDER}")
+    if folder.exists():  # another run of the tests was faster
+        shutil.rmtree(fresh)
+    else:
+        fresh.rename(folder)
+    return folder
+
+
+def test_tensorrt_lean_10_has_all_that_we_use(older_lean: Path) -> None:
+    """The oldest lean runtime that refits on its own."""
+    answers = ask("tensorrt_lean", older_lean)
+    assert answers[""] == OLDER
+    assert check(answers) == []
+
+
+def test_the_installed_tensorrt_lean_has_all_that_we_use() -> None:
+    """The one that the project depends on."""
+    if importlib.util.find_spec("tensorrt_lean") is None:
+        _unavailable("tensorrt_lean is not installed")
+    assert check(ask("tensorrt_lean", None)) == []
+
+
+@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
+def test_the_other_modules_have_all_that_we_use(module: str) -> None:
+    """The same classes under other names; TensorRT before 10 may lack what we ask it for first."""
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    answers = ask(module, None)
+    old = module == "tensorrt" and int(answers[""].split(".")[0]) < 10
+    lacks = {"get_weights_prototype", "create_serialization_config", "serialize_with_config", "clear_flag"}
+    lacks |= {"SerializationFlag", "EXCLUDE_WEIGHTS", "INCLUDE_REFIT", *DTYPES.values()}
+    assert check(answers, without=frozenset(lacks) if old else frozenset()) == []
+
+
+def test_a_contract_that_is_broken_is_seen() -> None:
+    """The check itself: a name gone, a signature changed, a property that cannot be set any more."""
+    if importlib.util.find_spec("tensorrt_lean") is None:
+        _unavailable("tensorrt_lean is not installed")
+    answers = ask("tensorrt_lean", None)
+    answers["Refitter.set_named_weights"] = "set_named_weights(self: a.Refitter, name: str) -> bool"
+    answers["Runtime.max_threads"] = "property"
+    answers["DataType.BF16"] = None
+    assert [fault.split(":")[0] for fault in check(answers)] == [
+        "Runtime.max_threads",
+        "Refitter.set_named_weights",
+        "DataType.BF16",
+    ]
+
+
+# ---------------------------------------------------------------- CUDA and NVML
+
+#: Function -> number of its arguments.
+CUDA_CALLS = {
+    "cudaMalloc": 1,
+    "cudaFree": 1,
+    "cudaMemcpy": 4,
+    "cudaStreamCreate": 0,
+    "cudaStreamDestroy": 1,
+    "cudaStreamSynchronize": 1,
+}
+CUDA_KINDS = {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"}
+
+
+def test_cuda_bindings_have_all_that_we_use() -> None:
+    """Every function with as many arguments as we give it, as its documentation tells, and both directions of a copy."""
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    types = {"self._cuda": "", "self._cuda.cudaMemcpyKind": "kind", "runtime": ""}
+    found = set(uses("runtimes/tensorrt_run.py", types))
+    assert found == {("", name) for name in (*CUDA_CALLS, "cudaMemcpyKind")} | {("kind", name) for name in CUDA_KINDS}
+    for name in CUDA_KINDS:
+        assert hasattr(runtime.cudaMemcpyKind, name)
+    for name, count in CUDA_CALLS.items():
+        signature = re.match(rf"{name}\((.*?)\)", getattr(runtime, name).__doc__)
+        assert signature is not None, name
+        assert len([part for part in signature[1].split(",") if part.strip()]) == count, signature[0]
+
+
+def test_nvidia_ml_py_has_all_that_we_use() -> None:
+    """Names that we cannot do without; those that are asked for as optional exist too, unless misspelt."""
+    import pynvml
+
+    names = {name for _, name in uses("gpu/nvml.py", {"pynvml": "", "nvml": ""})}
+    tree = ast.parse((SOURCE / "gpu/nvml.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "_optional":
+            assert isinstance(node.args[1], ast.Constant)
+            names.add(node.args[1].value)
+    assert {"nvmlInit", "nvmlDeviceGetUUID", "nvmlDeviceGetMigMode", "NVML_CLOCK_SM"} <= names
+    assert sorted(name for name in names if not hasattr(pynvml, name)) == []

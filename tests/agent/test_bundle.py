@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bundles import MODEL, edit, model_of
+from refit_agent.bundle import Bundle
+from refit_agent.errors import (
+    BundleFileMismatch,
+    BundleFileMissing,
+    BundleMissing,
+    ManifestInvalid,
+    UnknownModel,
+    UnsafePath,
+)
+from refit_agent.manifest import MAX_MANIFEST_BYTES, FileRef
+
+
+def test_a_bundle_opens_by_its_folder_and_by_its_manifest(sound_bundle: Path) -> None:
+    """Both name the same bundle, and its root is absolute."""
+    for path in (sound_bundle, str(sound_bundle), sound_bundle / "bundle.json"):
+        assert Bundle.open(path).root == str(sound_bundle)
+
+
+def test_opening_leaves_no_file_open(sound_bundle: Path) -> None:
+    """A service opens bundles for as long as it runs."""
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        Bundle.open(sound_bundle)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_missing_bundle_says_what_was_looked_for(tmp_path: Path) -> None:
+    """The folder, the file and the remedy are in the message."""
+    with pytest.raises(BundleMissing) as info:
+        Bundle.open(tmp_path / "nowhere")
+    assert "bundle.json" in str(info.value)
+    assert "No such file" in str(info.value)
+    assert "Give the folder" in info.value.hint
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+@pytest.mark.timeout(10)
+def test_a_manifest_that_is_no_plain_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """A FIFO in its place does not hold the caller."""
+    place = tmp_path / "bundle.json"
+    os.mkfifo(place) if kind == "fifo" else place.mkdir()
+    with pytest.raises(BundleMissing, match="not a regular file"):
+        Bundle.open(tmp_path)
+
+
+def test_a_manifest_of_absurd_size_is_refused_unread(tmp_path: Path) -> None:
+    """It is called invalid, not missing."""
+    with open(tmp_path / "bundle.json", "wb") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(ManifestInvalid, match="larger than"):
+        Bundle.open(tmp_path)
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones(sound_bundle: Path) -> None:
+    """A typing error is found at a glance."""
+    with pytest.raises(UnknownModel, match="has no model 'mpl'; it has: 'mlp'"):
+        Bundle.open(sound_bundle).model("mpl")
+    assert Bundle.open(sound_bundle).model(MODEL).name == MODEL
+
+
+def _ref(path: str, size: int = 3) -> FileRef:
+    return FileRef(path=path, size=size, sha256="0" * 64)
+
+
+def test_files_are_located_with_their_links_resolved(bundle: Path) -> None:
+    """A link that stays inside the bundle is fine, and so is a bundle that is reached by a link."""
+    (bundle / "data").write_bytes(b"abc")
+    (bundle / "link").symlink_to("data")
+    (bundle.parent / "other-name").symlink_to(bundle)
+    for root in (bundle, bundle.parent / "other-name"):
+        assert Bundle.open(root).locate(_ref("link")) == str(bundle / "data")
+
+
+@pytest.mark.parametrize("way", ["file", "folder", "sibling"])
+def test_a_link_out_of_the_bundle_is_refused(bundle: Path, way: str) -> None:
+    """Whether the file itself or a folder on the way to it is the link."""
+    outside = bundle.parent / ("bundle-next-door" if way == "sibling" else "outside")
+    outside.mkdir()
+    (outside / "data").write_bytes(b"abc")
+    if way == "file":
+        (bundle / "x").symlink_to(outside / "data")
+    else:
+        (bundle / "x").symlink_to(outside)
+    path = "x" if way == "file" else "x/data"
+    with pytest.raises(UnsafePath, match="symbolic link"):
+        Bundle.open(bundle).locate(_ref(path))
+
+
+def test_what_is_missing_or_no_file_or_of_another_size_is_told_apart(bundle: Path) -> None:
+    """Each with the path in the message."""
+    opened = Bundle.open(bundle)
+    (bundle / "folder").mkdir()
+    (bundle / "loop").symlink_to("loop")
+    (bundle / "data").write_bytes(b"four")
+    for path in ("none", "loop", "folder/none", "data/none"):
+        with pytest.raises(BundleFileMissing, match=path):
+            opened.locate(_ref(path))
+    with pytest.raises(BundleFileMissing, match="not a regular file"):
+        opened.locate(_ref("folder"))
+    with pytest.raises(BundleFileMismatch, match="has 4 bytes and should have 3"):
+        opened.locate(_ref("data"))
+
+
+def test_the_manifest_error_names_the_manifest(bundle: Path) -> None:
+    """The path in the message is the file to look into."""
+    edit(bundle, lambda d: model_of(d).pop("onnx"))
+    with pytest.raises(ManifestInvalid) as info:
+        Bundle.open(bundle)
+    assert str(bundle / "bundle.json") in str(info.value)
+    assert "$.models[0]" in str(info.value)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pickle
+import string
+
+import pytest
+
+from refit_agent.errors import BundleError, RefitAgentError, UnsafePath, error_classes, from_wire
+
+CLASSES = sorted(error_classes().values(), key=lambda kind: kind.code)
+
+
+def _all_classes() -> list[type[RefitAgentError]]:
+    found, todo = [], [RefitAgentError]
+    while todo:
+        kind = todo.pop()
+        found.append(kind)
+        todo += kind.__subclasses__()
+    return found
+
+
+def _fields(kind: type[RefitAgentError]) -> set[str]:
+    return {name for text in (kind.sentence, kind.advice) for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def test_codes_are_unique_and_kebab_case() -> None:
+    """No two classes share a code, and every code is lower-case words joined by dashes."""
+    codes = [kind.code for kind in _all_classes()]
+    assert len(codes) == len(set(codes))
+    assert all(code.replace("-", "").isalpha() and code == code.lower() for code in codes)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda k: k.code)
+def test_every_error_survives_pickling_and_the_wire(kind: type[RefitAgentError]) -> None:
+    """Class, facts, words and hint are the same on the other side."""
+    facts: dict[str, object] = {name: f"<{name}-value>" for name in _fields(kind)}
+    error = kind(**facts)
+    for twin in (pickle.loads(pickle.dumps(error)), from_wire(error.code, error.facts)):
+        assert type(twin) is kind
+        assert (str(twin), twin.hint, twin.facts) == (str(error), error.hint, error.facts)
+    for value in facts.values():
+        assert str(value) in str(error) + error.hint
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda k: k.code)
+def test_every_error_names_an_exit_code_and_its_branch(kind: type[RefitAgentError]) -> None:
+    """The exit code of a class is that of its branch of the tree."""
+    branch = next((base for base in kind.__mro__ if RefitAgentError in base.__bases__), RefitAgentError)
+    assert kind.exit_code == branch.exit_code
+
+
+def test_a_missing_fact_does_not_hide_the_error() -> None:
+    """A fact that was not given shows as its name in angle brackets."""
+    assert "<path>" in str(UnsafePath(owner="o", detail="d"))
+
+
+def test_a_fact_may_have_any_name() -> None:
+    """Facts that another process names 'self' or 'code' do no harm."""
+    assert from_wire("bundle-error", {"self": 1, "code": 2, "detail": "x"}).facts["self"] == 1
+
+
+def test_an_unknown_code_from_a_newer_process_is_still_an_error_of_ours() -> None:
+    """It becomes the base class and names the code."""
+    error = from_wire("from-the-future", {"a": 1})
+    assert type(error) is RefitAgentError
+    assert "from-the-future" in str(error)
+
+
+def test_a_hint_given_as_a_fact_goes_before_the_class_s_advice() -> None:
+    """The caller of the constructor knows better than the class."""
+    assert BundleError(detail="x").hint == BundleError.advice
+    assert BundleError(detail="x", hint="Do that.").hint == "Do that."

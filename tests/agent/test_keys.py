@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from refit_agent.keys import checks_digest, engine_facts, engine_key
+from refit_agent.machine import Gpu, InstalledRuntime, Machine
+from refit_agent.manifest import Engine, FileRef, Golden, Model
+from refit_agent.selection import Candidate
+
+replace = msgspec.structs.replace
+
+
+def _ref(path: str, digit: str = "0") -> FileRef:
+    return FileRef(path=path, size=1, sha256=digit * 64)
+
+
+GPU = Gpu(index=0, name="NVIDIA L4", uuid="GPU-1", compute_capability="8.9")
+ENGINE = Engine(
+    path="p", size=1, sha256="1" * 64, runtime="tensorrt", built_with="10.0.1", plan_size=1, plan_sha256="2" * 64
+)
+CANDIDATE = Candidate(
+    engine=ENGINE,
+    number=0,
+    target="cuda:0",
+    gpu=GPU,
+    runtime=InstalledRuntime(module="tensorrt", version="10.0.1"),
+    tier="this-gpu",
+    needs_check=False,
+    reason="r",
+)
+MODEL = Model(name="m", onnx=_ref("m.onnx", "3"), engines=(ENGINE,), external=(_ref("w", "4"),))
+MACHINE = Machine(os="linux", arch="x86_64", gpus=(GPU,), driver="550.1")
+
+
+def key(candidate: Candidate = CANDIDATE, model: Model = MODEL, machine: Machine = MACHINE) -> str:
+    return engine_key(engine_facts(candidate, model, machine))
+
+
+def _engine(**changes: Any) -> dict[str, Candidate]:
+    return {"candidate": replace(CANDIDATE, engine=replace(ENGINE, **changes))}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _engine(plan_sha256="9" * 64),
+        _engine(plan_sha256=None),
+        _engine(refit="identical"),
+        _engine(version_compatible=True),
+        _engine(host_code=True),
+        _engine(weight_map={"a": {"onnx": "b"}}),
+        _engine(lean_runtime=_ref("lean", "5")),
+        {"candidate": replace(CANDIDATE, runtime=InstalledRuntime(module="tensorrt", version="10.0.2"))},
+        {"candidate": replace(CANDIDATE, runtime=InstalledRuntime(module="tensorrt_lean", version="10.0.1"))},
+        {"candidate": replace(CANDIDATE, gpu=replace(GPU, name="NVIDIA A10"))},
+        {"candidate": replace(CANDIDATE, gpu=replace(GPU, compute_capability="8.6"))},
+        {"candidate": replace(CANDIDATE, gpu=None)},
+        {"model": replace(MODEL, onnx=_ref("m.onnx", "8"))},
+        {"model": replace(MODEL, external=(_ref("w", "8"),))},
+        {"model": replace(MODEL, external=(_ref("v", "4"),))},
+        {"model": replace(MODEL, external=())},
+        {"machine": replace(MACHINE, driver="560.1")},
+        {"machine": replace(MACHINE, os="windows")},
+        {"machine": replace(MACHINE, arch="aarch64")},
+    ],
+)
+def test_whatever_decides_the_bytes_or_their_validity_changes_the_key(change: Any) -> None:
+    """An engine is never taken for another."""
+    assert key(**change) != key()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _engine(path="elsewhere"),
+        _engine(sha256="9" * 64, compression="xz"),
+        {"candidate": replace(CANDIDATE, number=3, target="cuda:1", reason="other")},
+        {"candidate": replace(CANDIDATE, gpu=replace(GPU, index=1, uuid="GPU-2", pci="x"))},
+        {"model": replace(MODEL, name="other", onnx=_ref("other.onnx", "3"))},
+        {"machine": replace(MACHINE, cuda="12.4", no_gpu_reason="x")},
+    ],
+)
+def test_names_and_packaging_do_not_change_the_key(change: Any) -> None:
+    """Two apps with the same plan and weights share one entry."""
+    assert key(**change) == key()
+
+
+def test_the_key_is_hexadecimal_and_does_not_depend_on_order() -> None:
+    """It is a folder's name, the same in every process."""
+    facts = engine_facts(CANDIDATE, MODEL, MACHINE)
+    assert set(key()) <= set("0123456789abcdef")
+    assert len(key()) == 64
+    assert engine_key(dict(reversed(facts.items()))) == key()
+    one = _engine(weight_map={"a": {"x": 1, "y": 2}, "b": {}})["candidate"]
+    other = _engine(weight_map={"b": {}, "a": {"y": 2, "x": 1}})["candidate"]
+    assert key(one) == key(other)
+
+
+def test_the_checks_are_named_by_golden_data_and_tolerances() -> None:
+    """Corrected golden data or tolerances make another digest; data of other profiles does not."""
+    golden = Golden(inputs={}, outputs={"y": _ref("y")})
+    model = replace(MODEL, golden=(golden,))
+    digest = checks_digest(CANDIDATE, model, "small")
+    for other in (replace(golden, tolerance=0.5), replace(golden, outputs={"y": _ref("y", "7")})):
+        assert checks_digest(CANDIDATE, replace(MODEL, golden=(other,)), "small") != digest
+    assert checks_digest(_engine(tolerance=0.5)["candidate"], model, "small") != digest
+    elsewhere = replace(golden, profile="large", tolerance=0.1)
+    assert checks_digest(CANDIDATE, replace(MODEL, golden=(golden, elsewhere)), "small") == digest

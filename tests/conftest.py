@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bundles import make_bundle, shim
+
+_SCRUBBED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CACHE_DIRECTORY", "STATE_DIRECTORY", "XDG_CACHE_HOME", "XDG_STATE_HOME")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has a cache and a state of its own, and nothing of the tester's shell."""
+    for name in [*_SCRUBBED, *(n for n in os.environ if n.startswith("REFIT_AGENT_"))]:
+        monkeypatch.delenv(name, raising=False)
+    root = tmp_path / "home"
+    monkeypatch.setenv("REFIT_AGENT_HOME", str(root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def sound_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that nobody changes."""
+    return make_bundle(tmp_path_factory.mktemp("sound") / "bundle")
+
+
+@pytest.fixture
+def bundle(sound_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of the test's own."""
+    return Path(shutil.copytree(sound_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def evil_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Puts a package named onnxruntime first on the path, whose import runs the given code."""
+
+    def install(code: str) -> Path:
+        folder = shim(tmp_path / "evil", code)
+        if str(folder) not in sys.path:
+            monkeypatch.syspath_prepend(str(folder))
+        return folder
+
+    return install
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a tmpfs with the given options; skips where that is not allowed."""
+    places: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / f"mount{len(places)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a tmpfs needs root on Linux")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "-l", str(place)], check=True)
