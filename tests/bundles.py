@@ -156,8 +156,12 @@ def other_onnx_weights(root: Path) -> None:
 
 # ---------------------------------------------------------------- runtimes that misbehave
 
-#: A module of this version is newer than every plan here.
-_SHIM_HEAD = '__version__ = "99.0.0"\nimport ctypes, os, sys, time\nHERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))\n'
+#: It claims the version of the real one: a worker refuses a runtime that is not the one it was sent for.
+_SHIM_HEAD = f"""\
+__version__ = "{onnxruntime.__version__}"
+import ctypes, os, sys, time
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+"""
 #: Ends a shim that lets the real runtime do its work after all.
 REAL = "sys.path.remove(HERE)\ndel sys.modules['onnxruntime']\nimport onnxruntime\n"
 

@@ -1,3 +1,4 @@
+# ruff: noqa: N801, N802, N815  the names are CUDA's
 """Stand-ins at the runtime seam: a TensorRT module, CUDA's runtime and driver, and plans that they take.
 
 They behave as TensorRT is documented and as it was measured, its treachery included: a refit succeeds
@@ -99,10 +100,10 @@ class Dims:
 
 
 class FakeTensorRt(ModuleType):
-    """A TensorRT of ``version``; ``state`` tells what was done with it.
+    """A TensorRT of ``version``: before 10 without prototypes, flags for the writing, weights by address
+    and the ranges of shape inputs. ``state`` tells what was done with it.
 
-    Args:
-        prototypes: has get_weights_prototype and weights by address (TensorRT 10 and later).
+    Args (any value; most are there or not):
         no_runtime, no_refitter, no_context, no_serialise, no_refit, no_run: that step fails.
         missing: what get_missing_weights gives after a refit.
         deserialise_error: what is logged in place of an engine.
@@ -263,7 +264,9 @@ def _engine_class(module: FakeTensorRt) -> type:
             self.values = {k: base64.b64decode(v) for k, v in self.body["values"].items()}
             self.num_io_tensors = len(self.body["io"])
             self._io = {spec["name"]: spec for spec in self.body["io"]}
-            self.num_optimization_profiles = max((len(s["profiles"]) for s in self._io.values() if "profiles" in s), default=1)
+            self.num_optimization_profiles = max(
+                (len(s["profiles"]) for s in self._io.values() if "profiles" in s), default=1
+            )
 
         def _written(self, *, exclude: bool) -> Any:
             if "no_serialise" in module.faults:
@@ -283,7 +286,7 @@ def _engine_class(module: FakeTensorRt) -> type:
 
             def create_serialization_config(self) -> Any:
                 flags = {module.SerializationFlag.EXCLUDE_WEIGHTS} if self.body["stripped"] else set()
-                config = SimpleNamespace(flags=flags, clear_flag=flags.discard)
+                config = SimpleNamespace(flags=flags, clear_flag=flags.discard, set_flag=flags.add)
                 module.state.configs.append(config)
                 return config
 
@@ -313,10 +316,12 @@ def _engine_class(module: FakeTensorRt) -> type:
                 return [Dims(None)] * 3
             return [Dims(shape) for shape in self._io[name]["profiles"][profile]]
 
-        def get_tensor_profile_values(self, profile: int, name: str) -> list[list[int]]:
-            assert self.is_shape_inference_io(name), "Binding index does not correspond to an input shape tensor."
-            values = self._io[name]["values"]
-            return [list(v) for v in values[profile]] if values else []
+        if module.prototypes:
+
+            def get_tensor_profile_values(self, profile: int, name: str) -> list[list[int]]:
+                assert self.is_shape_inference_io(name), "Binding index does not correspond to an input shape tensor."
+                values = self._io[name]["values"]
+                return [list(v) for v in values[profile]] if values else []
 
         def create_execution_context(self) -> Any:
             if "no_context" in module.faults:
@@ -363,7 +368,10 @@ def _engine_class(module: FakeTensorRt) -> type:
                     nbytes = _nbytes(spec["dtype"], int(np.prod(shape)))
                     data = ctypes.string_at(self.addresses[spec["like"]], nbytes)
                     if engine.body["weights"]:
-                        arrays = {n: np.frombuffer(engine.values.get(n, b""), _MODERN[d]) for n, d, _ in engine.body["weights"]}
+                        arrays = {
+                            n: np.frombuffer(engine.values.get(n, b""), _MODERN[d])
+                            for n, d, _ in engine.body["weights"]
+                        }
                         data = (np.frombuffer(data, np.float32) * np.float32(fingerprint(arrays.items()))).tobytes()
                     ctypes.memmove(self.addresses[name], data, nbytes)
             return True
@@ -389,20 +397,21 @@ def write_package(folder: Path, name: str = "tensorrt", version: str = "10.16.1.
 class FakeCuda:
     """``cuda.bindings.runtime`` over host memory. ``fail`` names calls that report error 2.
 
-    ``live`` holds what is allocated, ``streams`` the streams that exist.
+    ``live`` holds what is allocated, ``made`` every address ever given, ``streams`` the streams that exist.
     """
 
-    class cudaMemcpyKind(enum.IntEnum):  # noqa: N801
+    class cudaMemcpyKind(enum.IntEnum):
         cudaMemcpyHostToDevice = 1
         cudaMemcpyDeviceToHost = 2
 
-    class cudaError_t(enum.IntEnum):  # noqa: N801
+    class cudaError_t(enum.IntEnum):
         cudaSuccess = 0
         cudaErrorMemoryAllocation = 2
 
     def __init__(self, *fail: str) -> None:
         self.fail = fail
         self.live: dict[int, Any] = {}
+        self.made: list[int] = []
         self.streams: set[int] = set()
         self.synchronized: list[int] = []
 
@@ -411,34 +420,35 @@ class FakeCuda:
             return (self.cudaError_t(2), *(None for _ in values))
         return (self.cudaError_t(0), *values)
 
-    def cudaMalloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         assert size > 0
         answer = self._answer("cudaMalloc", 0)
         if int(answer[0]):
             return answer
         buffer = (ctypes.c_ubyte * size)()
         self.live[ctypes.addressof(buffer)] = buffer
+        self.made.append(ctypes.addressof(buffer))
         return self._answer("cudaMalloc", ctypes.addressof(buffer))
 
-    def cudaFree(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaFree(self, address: int) -> tuple[Any, ...]:
         del self.live[address]
         return self._answer("cudaFree")
 
-    def cudaMemcpy(self, target: int, source: int, size: int, kind: Any) -> tuple[Any, ...]:  # noqa: N802
+    def cudaMemcpy(self, target: int, source: int, size: int, kind: Any) -> tuple[Any, ...]:
         device = target if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
         assert ctypes.sizeof(self.live[device]) >= size
         ctypes.memmove(target, source, size)
         return self._answer("cudaMemcpy")
 
-    def cudaStreamCreate(self) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamCreate(self) -> tuple[Any, ...]:
         self.streams.add(77)
         return self._answer("cudaStreamCreate", 77)
 
-    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
         self.streams.remove(stream)
         return self._answer("cudaStreamDestroy")
 
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
         self.synchronized.append(stream)
         return self._answer("cudaStreamSynchronize")
 
@@ -478,5 +488,3 @@ def build_driver(folder: Path) -> Path:
     library = folder / "libcuda.so.1"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, folder / "driver.c"], check=True)
     return library
-
-

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 from refit_agent.bundle import Bundle
 from refit_agent.manifest import FileRef
 from refit_agent.refit.messages import GoldenJob, Job, Located
+
+
+def installed_version() -> str:
+    """Version of the ONNX Runtime that a worker would import."""
+    return importlib.metadata.version("onnxruntime")
 
 
 def job_for(root: Path, staging: Path, **changes: Any) -> Job:
@@ -29,6 +35,7 @@ def job_for(root: Path, staging: Path, **changes: Any) -> Job:
         "runtime": "onnxruntime",
         "module": "onnxruntime",
         "module_folder": "",
+        "module_version": installed_version(),
         "gpu": "",
         "golden": tuple(
             GoldenJob(

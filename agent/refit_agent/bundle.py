@@ -44,6 +44,8 @@ class Bundle:
             BundleMissing, ManifestInvalid, ManifestTooNew, UnsafePath.
         """
         root = os.path.abspath(os.fspath(path))
+        if _not_text(root):
+            raise BundleMissing(bundle=ascii(root), detail="its path is not text that every program can take (UTF-8)")
         if os.path.basename(root) == MANIFEST_NAME and not os.path.isdir(root):
             root = os.path.dirname(root)
         name = os.path.join(root, MANIFEST_NAME)
@@ -107,3 +109,12 @@ def _is_inside(path: str, root: str) -> bool:
 
 def _os_words(error: OSError, path: str) -> str:
     return f"{error.strerror or error} ({path})"
+
+
+def _not_text(path: str) -> bool:
+    """Whether a path has bytes that are not UTF-8: it could not be handed to the worker, nor shown."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -187,6 +187,14 @@ class DeviceFailed(DeviceError):
     advice = "Check it with nvidia-smi, or use --target cpu."
 
 
+class RuntimeChanged(DeviceError):
+    """What the worker imported is not what the engine was chosen for, e.g. after an update."""
+
+    code = "runtime-changed"
+    sentence = "The engine was chosen for {module} {expected}, and the worker found {found}."
+    advice = "Try again: what is installed has just been looked at anew."
+
+
 class GpuMemoryShort(DeviceError):
     code = "gpu-memory-short"
     sentence = "GPU {gpu} has {free_bytes} bytes of memory free and {needed_bytes} are needed: {short_bytes} short."
@@ -211,7 +219,7 @@ class NoMatchingEngine(SelectionError):
 
 class RuntimeMissing(SelectionError):
     code = "runtime-missing"
-    sentence = "Model {model!r} has an engine for {runtime}, which is not installed here."
+    sentence = "{model!r} needs {runtime}, which is not installed here."
     advice = "Install it with: pip install 'refit-agent[{extra}]'"
 
 

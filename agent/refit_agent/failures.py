@@ -37,11 +37,12 @@ class Failures:
     def __init__(self, state: str) -> None:
         self._folder = f"{state}/failures"
 
-    def recall(self, key: str, checks: str | None = None) -> RefitAgentError | None:
+    def recall(self, key: str, checks: str | None = None, deadline_s: float = 0.0) -> RefitAgentError | None:
         """The error to skip the candidate for, or None to try it.
 
         ``checks`` names the golden data in use. Wrong results against other data say nothing: an
-        update may have corrected it, and another app with the same plan has its own.
+        update may have corrected it, and another app with the same plan has its own. Nor does a deadline
+        that was missed say anything about a longer one, ``deadline_s``.
         """
         failure = self._read(key)
         now = time.time()
@@ -51,8 +52,13 @@ class Failures:
         if failure.check and checks is not None and failure.check != checks:
             return None
         error = from_wire(failure.code, failure.facts)
-        # Anything else was not written by this version: try the candidate again.
-        return error if isinstance(error, RefitError) else None
+        if not isinstance(error, RefitError):
+            return None  # not written by this version
+        allowed = error.facts.get("seconds")
+        if isinstance(error, WorkerTimeout) and isinstance(allowed, (int, float)) and deadline_s > allowed:
+            return None
+        error.hint = f"{error.hint} It failed before and was not tried again; 'refit-agent provision --retry' does."
+        return error
 
     def remember(self, key: str, error: RefitAgentError, checks: str = "") -> None:
         """Note that the candidate failed, if that is worth noting; a state folder that cannot be written is not an error.

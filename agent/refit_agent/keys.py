@@ -8,17 +8,18 @@ import msgspec
 
 from refit_agent.cache.entry import SCHEMA
 from refit_agent.machine import Machine
-from refit_agent.manifest import Model
+from refit_agent.manifest import Golden, Model
 from refit_agent.selection import Candidate
 
 
-def engine_facts(candidate: Candidate, model: Model, machine: Machine) -> dict[str, str]:
+def engine_facts(candidate: Candidate, model: Model, profile: str | None, machine: Machine) -> dict[str, str]:
     """What the key is made from, by name.
 
     Hashes are the manifest's: on a hit no file of the bundle is read, and no entry is published under
     a hash that its files did not have. External data counts with its paths, since the ONNX file refers
     to it by path. Names of app, model and bundle do not count: two apps with the same plan and weights
-    share one entry.
+    share one entry, provided that both have golden data for it or neither has: an app that asks for a
+    check must not be given what was never checked.
     """
     engine, gpu = candidate.engine, candidate.gpu
     facts = {
@@ -32,6 +33,8 @@ def engine_facts(candidate: Candidate, model: Model, machine: Machine) -> dict[s
         "version_compatible": str(engine.version_compatible),
         "refit": engine.refit,
         "host_code": str(engine.host_code),
+        "include_refit": str(engine.include_refit),
+        "check": "golden" if _fitting(model, profile) else "smoke" if candidate.needs_check else "none",
         "os": machine.os,
         "arch": machine.arch,
     }
@@ -48,8 +51,12 @@ def engine_facts(candidate: Candidate, model: Model, machine: Machine) -> dict[s
 
 def checks_digest(candidate: Candidate, model: Model, profile: str | None) -> str:
     """Names what a finished engine is compared with: golden data and tolerances. Not part of the key."""
-    fitting = [g for g in model.golden if g.profile is None or g.profile == profile]
-    return _digest(msgspec.json.encode((fitting, candidate.engine.tolerance), order="deterministic"))
+    data = (_fitting(model, profile), candidate.engine.tolerance)
+    return _digest(msgspec.json.encode(data, order="deterministic"))
+
+
+def _fitting(model: Model, profile: str | None) -> list[Golden]:
+    return [g for g in model.golden if g.profile is None or g.profile == profile]
 
 
 def engine_key(facts: dict[str, str]) -> str:

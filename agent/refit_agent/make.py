@@ -79,6 +79,8 @@ def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
         finally:
             store.discard(staging)
             store.discard(worker_log)
+        for note in done.notes:
+            _log.warning("the runtime warned", note=note, key=key)
         _log.info("engine published", key=key, seconds=done.seconds, golden_error=done.golden_error)
         found = store.lookup(key)
         if not isinstance(found, tuple):
@@ -174,6 +176,7 @@ def _job(request: Request, staging: str, files: _Files) -> Job:
         runtime=candidate.engine.runtime,
         module=candidate.runtime.module,
         module_folder=candidate.runtime.folder,
+        module_version=candidate.runtime.version,
         gpu="" if candidate.gpu is None else candidate.gpu.uuid,
         golden=files.golden,
         smoke_run=candidate.needs_check or request.weights is not None,

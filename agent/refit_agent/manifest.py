@@ -70,6 +70,7 @@ class Engine(FileRef, frozen=True, kw_only=True):
     what the plan was built for; an ampere-plus plan gives ``min_compute_capability`` instead.
     ``gpu`` is the GPU model that it was built on, as NVML names it. ``weights_sha256`` is the ONNX
     file that an ``identical`` plan was built from. ``weight_map`` overrides the naming rules.
+    ``include_refit`` asks that the finished plan can itself be refitted by the host app.
     """
 
     runtime: RuntimeKind
@@ -91,6 +92,7 @@ class Engine(FileRef, frozen=True, kw_only=True):
     weights_sha256: Sha256 | None = None
     weight_map: dict[str, dict[str, Any]] | None = None
     tolerance: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    include_refit: bool = False
     lean_runtime: FileRef | None = None
     host_code: bool = False
 

@@ -3,8 +3,8 @@
     cache/  engines, locks, temporary folders   (rebuildable; safe to delete)
     state/  what was learned: the machine, failures, bundles, logs
 
-``REFIT_AGENT_HOME`` moves both under one root. Under systemd the folders that the unit declares are
-used (CACHE_DIRECTORY, STATE_DIRECTORY).
+``REFIT_AGENT_HOME`` moves both under one root. What a systemd unit declares (CACHE_DIRECTORY) is left
+alone: in a host app's unit those folders are the app's, and every app would have a cache of its own.
 """
 
 from __future__ import annotations
@@ -34,11 +34,6 @@ def home(environ: os._Environ[str] | dict[str, str] | None = None) -> Home:
 
     # Absolute in any case: the worker runs in another folder.
     return Home(
-        os.path.abspath(_declared(env, "CACHE_DIRECTORY") or platformdirs.user_cache_dir(APP, appauthor=False)),
-        os.path.abspath(_declared(env, "STATE_DIRECTORY") or platformdirs.user_state_dir(APP, appauthor=False)),
+        os.path.abspath(platformdirs.user_cache_dir(APP, appauthor=False)),
+        os.path.abspath(platformdirs.user_state_dir(APP, appauthor=False)),
     )
-
-
-def _declared(env: os._Environ[str] | dict[str, str], name: str) -> str:
-    """The first of the folders that a systemd unit declares (it may declare several, joined by colons)."""
-    return env.get(name, "").split(":" if os.name == "posix" else os.pathsep)[0]

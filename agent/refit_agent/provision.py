@@ -84,13 +84,13 @@ def ensure_engine(
     first: RefitAgentError | None = None
     meter = ProgressMeter(progress)  # one for all candidates: it never goes back
     for candidate in selection.candidates:
-        facts = engine_facts(candidate, wanted, machine)
+        facts = engine_facts(candidate, wanted, selection.profile, machine)
         key = engine_key(facts)
         found = store.lookup(key)
         if isinstance(found, tuple):
             return _engine(found, candidate, selection, attempts, hit=True)
         checks = checks_digest(candidate, wanted, selection.profile)
-        remembered = None if retry_failed else failures.recall(key, checks)
+        remembered = None if retry_failed else failures.recall(key, checks, deadline_s)
         if remembered is not None:
             # Not noted again: a failure that lapses would be renewed by every launch that skips it.
             attempts.append(_attempt(candidate, remembered))

@@ -36,7 +36,7 @@ MACHINE = Machine(os="linux", arch="x86_64", gpus=(GPU,), driver="550.1")
 
 
 def key(candidate: Candidate = CANDIDATE, model: Model = MODEL, machine: Machine = MACHINE) -> str:
-    return engine_key(engine_facts(candidate, model, machine))
+    return engine_key(engine_facts(candidate, model, None, machine))
 
 
 def _engine(**changes: Any) -> dict[str, Candidate]:
@@ -90,7 +90,7 @@ def test_names_and_packaging_do_not_change_the_key(change: Any) -> None:
 
 def test_the_key_is_hexadecimal_and_does_not_depend_on_order() -> None:
     """It is a folder's name, the same in every process."""
-    facts = engine_facts(CANDIDATE, MODEL, MACHINE)
+    facts = engine_facts(CANDIDATE, MODEL, None, MACHINE)
     assert set(key()) <= set("0123456789abcdef")
     assert len(key()) == 64
     assert engine_key(dict(reversed(facts.items()))) == key()

@@ -58,11 +58,12 @@ class Store:
 
     # ------------------------------------------------------------ looking up
 
-    def lookup(self, key: str) -> tuple[Entry, str, Lease] | str | None:
+    def lookup(self, key: str, *, touch: bool = True) -> tuple[Entry, str, Lease] | str | None:
         """The published entry of ``key``, its folder and a lease on it; None if there is none.
 
         A text instead says what is damaged about an entry that is there. Costs a handful of system
-        calls: the files are compared by size and time, not by content (see `verify`).
+        calls: the files are compared by size and time, not by content (see `verify`). ``touch`` notes that
+        the engine is used now.
 
         Raises:
             CacheInsecure: the cache folder is not the user's alone.
@@ -94,8 +95,9 @@ class Store:
             if isinstance(entry, str) or fault:
                 lease.close()
                 return fault
-            with contextlib.suppress(OSError):  # a cache that cannot be written still serves
-                os.utime(name)
+            if touch:
+                with contextlib.suppress(OSError):  # a cache that cannot be written still serves
+                    os.utime(name)
             return entry, folder, lease
         return None
 

@@ -73,8 +73,8 @@ def _document(model: Model, selection: Selection, machine: Machine) -> dict[str,
 def candidate_document(candidate: Candidate, model: Model, profile: str | None, machine: Machine) -> dict[str, object]:
     """One candidate as it stands in a JSON document, with what is known of it from before."""
     home = paths.home()
-    key = engine_key(engine_facts(candidate, model, machine))
-    found = Store(home.cache).lookup(key)
+    key = engine_key(engine_facts(candidate, model, profile, machine))
+    found = Store(home.cache).lookup(key, touch=False)
     if isinstance(found, tuple):
         found[2].close()
     failure = Failures(home.state).recall(key, checks_digest(candidate, model, profile))

@@ -33,6 +33,7 @@ class _Wish(NamedTuple):
 
 
 class _Options(NamedTuple):
+    weights: str | None
     deadline_s: float | None
     retry: bool
     background: bool
@@ -45,6 +46,7 @@ class _Options(NamedTuple):
 @click.option("--profile", help="A profile's name; without it, each model's default.")
 @click.option("--all-profiles", is_flag=True, help="Every profile of each model.")
 @click.option("--target", help=_TARGET_HELP + " 'all' means every distinct GPU.")
+@click.option("--weights", type=click.Path(), metavar="FILE", help="Take the weights from this ONNX file, of the same model.")  # fmt: skip
 @click.option("--retry", is_flag=True, help="Also try what failed on this machine before.")
 @click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Longest time for one engine.")  # fmt: skip
 @click.option("--background", is_flag=True, help="Work at idle priority.")
@@ -55,6 +57,7 @@ def provision(
     profile: str | None,
     all_profiles: bool,
     target: str | None,
+    weights: str | None,
     retry: bool,
     deadline: float | None,
     background: bool,
@@ -73,7 +76,9 @@ def provision(
         raise click.UsageError("--profile and --all-profiles exclude each other.")
     opened = Bundle.open(bundle)
     models = opened.manifest.models if model is None else (opened.model(model),)
-    options = _Options(deadline, retry, background, as_json)
+    if weights is not None and len(models) > 1:
+        raise click.UsageError("--weights belongs to one model: name it with --model.")
+    options = _Options(weights, deadline, retry, background, as_json)
     results: list[dict[str, object]] = []
     code = 0
     with lazy_view() as view:
@@ -131,6 +136,7 @@ def _provide(
             wish.target,
             view=view,
             label=label,
+            weights=options.weights,
             deadline_s=options.deadline_s,
             retry_failed=options.retry,
             background=options.background,

@@ -71,10 +71,11 @@ def run_worker(
                 # Not for longer: one that hangs after its last word must not take the caller with it.
                 how = _how_it_ended(process, min(_LAST_BREATH_S, max(0.0, ends - time.monotonic())))
                 raise WorkerCrashed(how=how, phase=phase, log=_tail(log_path))
-            elif cancelled():
+            # Asked after every event too: a worker that reports without a pause must not escape.
+            if cancelled():
                 raise cancelled_error()
-            elif time.monotonic() >= ends:
-                raise WorkerTimeout(seconds=round(deadline_s, 1), phase=phase, log=_tail(log_path))
+            if time.monotonic() >= ends:
+                raise WorkerTimeout(seconds=round(deadline_s, 3), phase=phase, log=_tail(log_path))
     finally:
         _stop(process)
 

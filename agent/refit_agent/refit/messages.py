@@ -33,8 +33,8 @@ class GoldenJob(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One refit, complete: the worker asks nobody anything. All paths are absolute.
 
-    ``module`` and ``module_folder`` say which runtime to import from where; ``gpu`` is its UUID, "" on the
-    CPU. ``weights`` is the ONNX file in use. ``smoke_run`` asks for a run even without golden data. ``host_code_allowed`` lets the
+    ``module``, ``module_folder`` and ``module_version`` say which runtime to import from where, and what it
+    must turn out to be; ``gpu`` is the GPU's UUID, "" on the CPU. ``weights`` is the ONNX file in use. ``smoke_run`` asks for a run even without golden data. ``host_code_allowed`` lets the
     bundle bring code of its own (a lean runtime, a plan with host code).
     """
 
@@ -46,6 +46,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str
     module: str
     module_folder: str
+    module_version: str
     gpu: str
     golden: tuple[GoldenJob, ...] = ()
     smoke_run: bool = False

@@ -21,7 +21,7 @@ def load_runtime(job: Job) -> Runtime:
     if job.runtime == "onnxruntime":
         from refit_agent.runtimes.onnxruntime_cpu import OnnxRuntime
 
-        return OnnxRuntime()
+        return OnnxRuntime(job)
     from refit_agent.runtimes.tensorrt import TensorRtRuntime
 
     return TensorRtRuntime(job)

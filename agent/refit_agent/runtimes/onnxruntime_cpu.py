@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,13 +19,13 @@ from refit_agent.errors import (
     PlanInvalid,
     PlanRefused,
     RefitRefused,
-    RuntimeMissing,
     WeightsMismatch,
     WeightsUncovered,
     WeightUnsupported,
 )
 from refit_agent.refit.unpack import PlanImage
 from refit_agent.runtimes.base import Array, WrittenFile
+from refit_agent.runtimes.importing import import_runtime
 from refit_agent.runtimes.write_file import write_durably
 from refit_agent.weight_map import Prototype, WeightSource
 from refit_agent.weights import OnnxWeights, WeightRef
@@ -33,6 +34,9 @@ from refit_agent.weights.parse import GraphReader
 from refit_agent.weights.scan import scan_model
 from refit_agent.weights.tensors import TensorReader
 from refit_agent.weights.wire import Wire
+
+if TYPE_CHECKING:
+    from refit_agent.refit.messages import Job
 
 MODEL_NAME = "model.onnx"
 WEIGHTS_NAME = "weights.bin"
@@ -48,15 +52,10 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def __init__(self) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            # It was found on the disk, or this engine would not have been chosen.
-            hint = f"Its import failed ({error}); install it anew: pip install --force-reinstall onnxruntime"
-            raise RuntimeMissing(model="?", runtime="onnxruntime", extra="cpu", hint=hint) from error
-        self._module = onnxruntime
-        self.version: str = onnxruntime.__version__
+    def __init__(self, job: Job) -> None:
+        """Import ONNX Runtime. Raises RuntimeMissing or RuntimeChanged."""
+        self._module = import_runtime(job)
+        self.version = str(self._module.__version__)
 
     def open(self, image: PlanImage) -> OpenedGraph:
         """Read the graph's stripped tensors; ONNX Runtime itself sees the model only when it is complete."""

@@ -72,7 +72,7 @@ def _feed(engine: Any, name: str, inputs: Mapping[str, Array]) -> Array:
     wanted = _type(engine, name)
     if inputs[name].dtype != wanted:
         raise RefitError(detail=f"The golden input {name!r} is {inputs[name].dtype}, and the engine takes {wanted}.")
-    return np.ascontiguousarray(inputs[name])
+    return np.asarray(inputs[name], order="C")  # ascontiguousarray makes a vector of a scalar
 
 
 def _made_up(engine: Any, names: list[str]) -> dict[str, Array]:
@@ -89,14 +89,18 @@ def _made_up(engine: Any, names: list[str]) -> dict[str, Array]:
         shape = tuple(max(1, d) for d in _ranges(engine, name, 0)[1])
         # Integers are most often indices: 1 is in the range of every table that is worth having.
         values = random.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
-        feeds[name] = np.ascontiguousarray(values.astype(dtype))
+        feeds[name] = np.asarray(values, dtype, order="C")
     return feeds
 
 
 def _ranges(engine: Any, name: str, profile: int) -> Any:
-    """Least, best and most of an input's dimensions, or of its values if the engine reads shapes there."""
+    """Least, best and most of an input's dimensions, or of its values if the engine reads shapes there.
+
+    Empty where nobody knows: TensorRT 8.6 does not tell the ranges of values.
+    """
     if engine.is_shape_inference_io(name):
-        return engine.get_tensor_profile_values(profile, name)
+        ask = getattr(engine, "get_tensor_profile_values", None)
+        return ask(profile, name) if ask is not None else ()
     return engine.get_tensor_profile_shape(name, profile)
 
 

@@ -126,18 +126,20 @@ def test_target_all(cli: Cli, bundle: Path, edited: Edit, pretend_gpus: Callable
     assert all("error" in e for e in engines[1:]) and ran.code == 3
 
 
-def test_deadline_failure_is_remembered_until_retry(cli: Cli, bundle: Path) -> None:
-    """What failed is not tried in vain again, `explain` and `doctor` say so, and --retry tries it."""
+def test_deadline_failure_is_remembered_until_retry_or_more_time(cli: Cli, bundle: Path) -> None:
+    """What failed is not tried in vain again, `explain` and `doctor` say so; --retry and a longer deadline try it."""
     late = cli("provision", bundle, "--deadline", "0.001", "--json")
     assert late.code == 6
     assert late.document["engines"][0]["error"]["code"] == "worker-timeout"
-    assert cli("provision", bundle).code == 6
+    again = cli("provision", bundle, "--deadline", "0.001")
+    assert again.code == 6 and "'refit-agent provision --retry' does" in again.err
     explained = cli("explain", bundle, "--json").document["models"][0]["candidates"][0]
     assert explained["failed_before"]["code"] == "worker-timeout"
     assert "try it with --retry" in cli("explain", bundle).out
     checks = {c["name"]: c for c in cli("doctor", "--json").document["checks"]}
     assert checks["failures"]["status"] == "warn" and "worker-timeout" in checks["failures"]["lines"][0]
-    assert cli("provision", bundle, "--retry").code == 0
+    assert cli("provision", bundle, "--retry", "--deadline", "0.001").code == 6
+    assert cli("provision", bundle).code == 0
     assert cli("explain", bundle, "--json").document["models"][0]["candidates"][0]["failed_before"] is None
 
 
@@ -160,3 +162,19 @@ def test_background_and_other_errors(cli: Cli, bundle: Path) -> None:
     assert unknown.code == 5 and "there are: cpu" in unknown.err
     missing = cli("provision", bundle, "--model", "nope", "--json")
     assert missing.code == 3 and missing.document["error"]["code"] == "unknown-model"
+
+
+def test_own_weights(cli: Cli, bundle: Path, tmp_path: Path) -> None:
+    """--weights takes another ONNX file of the same model; it needs one model, and the file must be there."""
+    from refit_agent.bundle import Bundle
+
+    model = Bundle.open(bundle).manifest.models[0]
+    data = bytearray((bundle / model.onnx.path).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "better.onnx").write_bytes(data)
+    old = cli("provision", bundle, "--json").document["engines"][0]
+    new = cli("provision", bundle, "--weights", tmp_path / "better.onnx", "--json").document["engines"][0]
+    assert (old["hit"], new["hit"]) == (False, False)
+    assert old["key"] != new["key"]
+    missing = cli("provision", bundle, "--weights", tmp_path / "missing.onnx")
+    assert missing.code == 3 and "missing.onnx" in missing.err

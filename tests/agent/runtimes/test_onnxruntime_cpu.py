@@ -3,6 +3,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,12 +11,20 @@ import pytest
 from onnx import TensorProto, helper
 
 from bundles import SIZE, edit, make_bundle, model_of
-from jobs import job_for
+from jobs import installed_version, job_for
 from refit_agent.errors import PlanInvalid, PlanRefused, RefitAgentError, RefitRefused, WeightsUncovered
 from refit_agent.refit.pipeline import run
 from refit_agent.refit.unpack import PlanImage
 from refit_agent.runtimes.onnxruntime_cpu import OnnxRuntime, OpenedGraph, stripped_tensors
 from refit_agent.weights import OnnxWeights
+
+
+def ort_runtime() -> OnnxRuntime:
+    """The runtime as a worker makes it, for the ONNX Runtime that is installed."""
+    job = SimpleNamespace(
+        module="onnxruntime", module_folder="", module_version=installed_version(), engine=SimpleNamespace(path="p")
+    )
+    return OnnxRuntime(job)  # type: ignore[arg-type]
 
 
 def image_of(path: Path) -> PlanImage:
@@ -186,7 +195,7 @@ def test_a_run_without_inputs_makes_some_up_of_every_type(tmp_path: Path) -> Non
     path.write_bytes(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
     )
-    got = OnnxRuntime().run(str(path), None)
+    got = ort_runtime().run(str(path), None)
     assert {name: array.shape for name, array in got.items()} == {"o" + t: (1, 2) for t in types}
 
 
@@ -194,12 +203,12 @@ def test_a_model_that_the_runtime_does_not_take_is_refused_with_its_words(tmp_pa
     """Path and version are in the message."""
     (tmp_path / "m.onnx").write_bytes(b"no model")
     with pytest.raises(PlanRefused, match=r"m\.onnx"):
-        OnnxRuntime().run(str(tmp_path / "m.onnx"), None)
+        ort_runtime().run(str(tmp_path / "m.onnx"), None)
 
 
 def test_running_out_of_memory_is_not_held_against_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be skipped on this machine from then on."""
-    runtime = OnnxRuntime()
+    runtime = ort_runtime()
 
     class Greedy:
         def __getattr__(self, name: str) -> object:

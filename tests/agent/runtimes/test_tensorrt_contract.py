@@ -191,7 +191,12 @@ def check(answers: dict[str, Any], *, without: frozenset[str] = frozenset()) -> 
         got = answers[".".join(filter(None, (owner, name)))]
         if name in without and got is None:
             continue
-        kinds = {"class": ("class",), "member": ("member",), "settable": ("settable",), "property": ("property", "settable")}
+        kinds = {
+            "class": ("class",),
+            "member": ("member",),
+            "settable": ("settable",),
+            "property": ("property", "settable"),
+        }
         if wanted == "str":
             fits = isinstance(got, str)
         elif wanted in kinds:
@@ -255,6 +260,7 @@ def test_the_other_modules_have_all_that_we_use(module: str) -> None:
     answers = ask(module, None)
     old = module == "tensorrt" and int(answers[""].split(".")[0]) < 10
     lacks = {"get_weights_prototype", "create_serialization_config", "serialize_with_config", "clear_flag"}
+    lacks |= {"get_tensor_profile_values"}
     lacks |= {"SerializationFlag", "EXCLUDE_WEIGHTS", "INCLUDE_REFIT", *DTYPES.values()}
     assert check(answers, without=frozenset(lacks) if old else frozenset()) == []
 

@@ -38,7 +38,9 @@ def test_outputs_come_back_and_nothing_stays_on_the_gpu(cuda: FakeCuda) -> None:
     assert released(cuda)
 
 
-@pytest.mark.parametrize("order", [np.asfortranarray(VALUES), VALUES[:, ::-1][:, ::-1], np.repeat(VALUES, 2, 1)[:, ::2]])
+@pytest.mark.parametrize(
+    "order", [np.asfortranarray(VALUES), VALUES[:, ::-1][:, ::-1], np.repeat(VALUES, 2, 1)[:, ::2]]
+)
 def test_inputs_may_lie_in_any_order(cuda: FakeCuda, order: Any) -> None:
     """They are copied as the engine reads them."""
     got, _ = run(COPY, {"x": order})
@@ -102,6 +104,17 @@ def test_inputs_are_made_up_in_the_best_shape(cuda: FakeCuda, dtype: str) -> Non
         assert (first["y"] == 1).all()
 
 
+@pytest.mark.parametrize("dtype", ["FLOAT", "INT32"])
+def test_scalars_stay_scalars(cuda: FakeCuda, dtype: str) -> None:
+    """Given or made up: NumPy is quick to make vectors of them, which no profile takes."""
+    io = [tensor("x", dtype, ((), (), ())), output("y", "x", dtype)]
+    value = np.array(7, {"FLOAT": np.float32, "INT32": np.int32}[dtype])
+    got, _ = run(io, {"x": value})
+    assert got["y"].shape == ()
+    assert got["y"] == 7
+    assert run(io, None)[0]["y"].shape == ()
+
+
 def test_bfloat16_comes_as_float32(cuda: FakeCuda) -> None:
     """Values, not bit patterns; a scalar too."""
     for shape in ((3,), ()):
@@ -141,7 +154,8 @@ def test_tensors_of_the_host_stay_there(cuda: FakeCuda) -> None:
     addresses = module.state.contexts[0].addresses
     assert got["t"].tolist() == [5, 6]
     assert addresses["t"] == got["t"].ctypes.data
-    assert addresses["s"] != addresses["x"]
+    assert addresses["s"] not in cuda.made
+    assert addresses["x"] in cuda.made
     assert released(cuda)
 
 
@@ -155,6 +169,15 @@ def test_shape_inputs_without_a_range_are_made_up_too(cuda: FakeCuda) -> None:
     """TensorRT then gives an empty list."""
     got, _ = run(_shape_input([]), None)
     assert got["t"].tolist() == [1, 1]
+
+
+def test_tensorrt_8_does_not_tell_the_ranges_of_shape_inputs(cuda: FakeCuda) -> None:
+    """They are taken as given, or made up as 1."""
+    io = [{**t, "dtype": "INT32"} if t["dtype"] == "INT64" else t for t in _shape_input([[[2, 2], [3, 4], [9, 9]]])]
+    got, _ = run(io, None, FakeTensorRt(version="8.6.0"))
+    assert got["t"].tolist() == [1, 1]
+    given = {"x": VALUES, "s": np.array([5, 6], np.int32)}
+    assert run(io, given, FakeTensorRt(version="8.6.0"))[0]["t"].tolist() == [5, 6]
 
 
 def test_shape_inputs_choose_the_profile_by_their_values(cuda: FakeCuda) -> None:

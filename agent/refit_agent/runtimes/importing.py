@@ -1,0 +1,38 @@
+"""Import the very runtime that an engine was chosen for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from refit_agent.errors import RuntimeChanged, RuntimeMissing
+from refit_agent.machine import version_tuple
+
+if TYPE_CHECKING:
+    from refit_agent.refit.messages import Job
+
+_EXTRAS = {"onnxruntime": "cpu"}
+
+
+def import_runtime(job: Job) -> ModuleType:
+    """The module that the job names, from the folder and in the version that it names.
+
+    Raises:
+        RuntimeMissing: it cannot be imported.
+        RuntimeChanged: another version was found: what it makes must not be cached under the job's key.
+    """
+    if job.module_folder:
+        sys.path.insert(0, job.module_folder)
+    try:
+        module = importlib.import_module(job.module)
+    except (ImportError, OSError) as error:
+        # It was found on the disk, or this engine would not have been chosen.
+        hint = f"It is there, but its import failed ({error}): install it anew."
+        extra = _EXTRAS.get(job.module, "cu13")
+        raise RuntimeMissing(model=job.engine.path, runtime=job.module, extra=extra, hint=hint) from error
+    found = str(module.__version__)
+    if version_tuple(found) != version_tuple(job.module_version):
+        raise RuntimeChanged(module=job.module, expected=job.module_version, found=found)
+    return module
