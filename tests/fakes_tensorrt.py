@@ -268,11 +268,11 @@ def _engine_class(module: FakeTensorRt) -> type:
                 (len(s["profiles"]) for s in self._io.values() if "profiles" in s), default=1
             )
 
-        def _written(self, *, exclude: bool) -> Any:
+        def _written(self, *, exclude: bool, refittable: bool = False) -> Any:
             if "no_serialise" in module.faults:
                 self.logger.say("ERROR", "out of memory")
                 return None
-            body = {**self.body, "stripped": exclude, "refittable": False}
+            body = {**self.body, "stripped": exclude, "refittable": refittable}
             weights = {w[0]: tuple(w[1:]) for w in body.pop("weights")}
             io, version = body.pop("io"), tuple(body.pop("version"))
             body["values"] = {} if exclude else self.values
@@ -291,7 +291,10 @@ def _engine_class(module: FakeTensorRt) -> type:
                 return config
 
             def serialize_with_config(self, config: Any) -> Any:
-                return self._written(exclude=module.SerializationFlag.EXCLUDE_WEIGHTS in config.flags)
+                flags = module.SerializationFlag
+                return self._written(
+                    exclude=flags.EXCLUDE_WEIGHTS in config.flags, refittable=flags.INCLUDE_REFIT in config.flags
+                )
 
         def get_tensor_name(self, index: int) -> str:
             return list(self._io)[index]

@@ -38,7 +38,8 @@ def own_weights(path: str | os.PathLike[str]) -> OwnWeights:
     main = os.path.abspath(os.fspath(path))
     folder = os.path.realpath(os.path.dirname(main))
     with OnnxWeights(main) as weights:
-        files = {str(ref.file) for ref in weights.values()} - {main, str(weights.path)}
+        _ = weights.model  # looks at every tensor, those in attributes too
+        files = {str(file) for file in weights.external_files()}
     return OwnWeights(
         _located(main, os.path.basename(main)),
         tuple(_located(f, os.path.relpath(f, folder).replace(os.sep, "/")) for f in sorted(files)),

@@ -40,6 +40,9 @@ def main() -> None:
 
     job = job_decoder.decode(line)
     _step_back(job.background)
+    from refit_agent import logs
+
+    logs.want("info")
     threading.Thread(target=_exit_at_end_of, args=(source,), daemon=True).start()
     _send(out, _perform(out, job))
     # Not sys.exit: native libraries crash in their exit handlers, and everything is on the disk already.

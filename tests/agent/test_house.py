@@ -135,6 +135,7 @@ def test_a_hit_in_a_fresh_process_imports_nothing_heavy(sound_bundle: Path) -> N
     command, env = python(
         """
         import sys
+        import msgspec  # what it brings (on Python 3.10 subprocess, by way of uuid) is not ours
         before = set(sys.modules)
         from refit_agent import ensure_engine
         engine = ensure_engine(sys.argv[1], sys.argv[2])

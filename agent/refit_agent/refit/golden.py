@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,10 +19,21 @@ def load_arrays(files: Mapping[str, Located]) -> dict[str, Array]:
         try:
             with open(file.path, "rb") as stream:
                 # Not numpy.load: it takes archives too, and gives then what is no array.
-                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+                _require_stated_shape(stream)
+                arrays[name] = array
         except (ValueError, EOFError, OSError, MemoryError) as error:
             raise BundleFileMismatch(path=file.path, detail=f"it is not a .npy array: {error}") from error
     return arrays
+
+
+def _require_stated_shape(stream: BinaryIO) -> None:
+    """NumPy before 2.3 takes a negative dimension for "whatever is there"."""
+    stream.seek(0)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    if any(d < 0 for d in read(stream)[0]):
+        raise ValueError("a dimension is negative")
 
 
 def relative_error(got: Array, expected: Array) -> float:

@@ -80,7 +80,7 @@ def run(job: Job, report: Report) -> Done:
             with clock.phase("map"):
                 weights = stack.enter_context(OnnxWeights(job.weights.path))
                 sources = opened.sources(weights, job.engine.weight_map)
-                _require_checked_files(sources, weights, job)
+                _require_checked_files(weights, job)
             with clock.phase("refit") as on_weights:
                 _set_all(opened, sources, on_weights)
                 opened.refit()
@@ -114,15 +114,13 @@ def _check_plan(image: PlanImage, job: Job) -> None:
         raise PlanInvalid(path=job.plan, detail=f"unpacked, its SHA-256 is not {expected}, which the manifest gives")
 
 
-def _require_checked_files(sources: Mapping[str, WeightSource], weights: OnnxWeights, job: Job) -> None:
+def _require_checked_files(weights: OnnxWeights, job: Job) -> None:
     """Weights come from files that the manifest lists, whose hashes are checked and stand in the key, and no others."""
     checked = {os.path.realpath(f.path) for f in (job.weights, *job.external)}
-    for source in sources.values():
-        for key in source.sources:
-            file = os.path.realpath(weights[key].file) if key in weights else job.weights.path
-            if file not in checked and file != job.weights.path:
-                detail = f"it lies in {file}, which the manifest does not list among the model's external files"
-                raise WeightUnsupported(name=key, path=job.weights.path, detail=detail)
+    for file in weights.external_files():
+        if os.path.realpath(file) not in checked:
+            detail = f"it lies in {file}, which the manifest does not list among the model's external files"
+            raise WeightUnsupported(name="a weight", path=job.weights.path, detail=detail)
 
 
 def _set_all(opened: OpenedPlan, sources: Mapping[str, WeightSource], on_weights: Callable[[int, int], None]) -> None:
@@ -155,4 +153,5 @@ def _done(
         check=how,
         golden_error=error,
         seconds={name: round(value, 4) for name, value in seconds.items()},
+        notes=tuple(runtime.notes()),
     )

@@ -81,6 +81,9 @@ class Runtime(Protocol):
     def open(self, image: PlanImage) -> OpenedPlan:
         """Open a stripped plan. Raises PlanRefused or a DeviceError."""
 
+    def notes(self) -> list[str]:
+        """What the runtime warned of, in words that the parent logs."""
+
     def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
         """Load a finished engine from ``path`` and run it once; outputs by name, in host memory.
 

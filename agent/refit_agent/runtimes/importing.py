@@ -13,7 +13,7 @@ from refit_agent.machine import version_tuple
 if TYPE_CHECKING:
     from refit_agent.refit.messages import Job
 
-_EXTRAS = {"onnxruntime": "cpu"}
+_EXTRAS = {"onnxruntime": "cpu", "tensorrt_rtx": "rtx"}
 
 
 def import_runtime(job: Job) -> ModuleType:

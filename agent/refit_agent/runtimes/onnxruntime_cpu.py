@@ -61,6 +61,10 @@ class OnnxRuntime:
         """Read the graph's stripped tensors; ONNX Runtime itself sees the model only when it is complete."""
         return OpenedGraph(image)
 
+    def notes(self) -> list[str]:
+        """Nothing: ONNX Runtime's own log goes to the worker's."""
+        return []
+
     def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
         """Run the finished model once, without optimising it again (which would copy the weights)."""
         ort = self._module

@@ -7,16 +7,16 @@ Runtime ends in a segmentation fault.
 from __future__ import annotations
 
 import importlib
-import sys
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from refit_agent.errors import DeviceFailed, PlanRefused, RefitError, RuntimeMissing
+from refit_agent.errors import DeviceFailed, PlanRefused, RefitError
 from refit_agent.gpu.context import open_context
 from refit_agent.plan_header import check_against_manifest, parse_plan_header
 from refit_agent.refit.unpack import PlanImage
 from refit_agent.runtimes.base import Array
+from refit_agent.runtimes.importing import import_runtime
 from refit_agent.runtimes.tensorrt_log import MessageSink, make_logger
 from refit_agent.runtimes.tensorrt_plan import OpenedEngine
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 #: What the lean runtime says of a plan that was built without the version-compatible flag.
 _STUB_ERROR = "call to stub"
-_EXTRA = {"tensorrt_lean": "cu13", "tensorrt": "cu13", "tensorrt_rtx": "rtx"}
 
 
 class TensorRtRuntime:
@@ -36,6 +35,7 @@ class TensorRtRuntime:
 
         Raises:
             RuntimeMissing: the module is not there.
+            RuntimeChanged: it is not the version that the engine was chosen for.
             PlanRefused: the bundle brings code of its own, which is not allowed.
         """
         self.name = job.module
@@ -44,7 +44,7 @@ class TensorRtRuntime:
         # The context takes a third of a second to make: as long as the imports and the unpacking beside it.
         self._context = open_context(job)
         self._job = job
-        self._trt = _import(job)
+        self._trt = import_runtime(job)
         self.version = str(self._trt.__version__)
         self._sink = MessageSink()
         self._logger = make_logger(self._trt, self._sink)
@@ -96,7 +96,12 @@ class TensorRtRuntime:
             raise PlanRefused(
                 runtime=self.name, version=self.version, path=image.path, detail="it was built without REFIT"
             )
-        return OpenedEngine(self._trt, engine, header, self._logger, self._sink, _threads())
+        keep_refittable = self._engine.include_refit
+        return OpenedEngine(self._trt, engine, header, self._logger, self._sink, _threads(), keep_refittable)
+
+    def notes(self) -> list[str]:
+        """TensorRT's warnings so far, each once, with the number of times that it came."""
+        return self._sink.warnings()
 
     def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
         """Load the finished plan anew from the disk and run it once."""
@@ -120,15 +125,6 @@ class TensorRtRuntime:
         if _STUB_ERROR in detail:
             detail = f"it was built without the version-compatible flag, which {self.name} needs ({detail})"
         return PlanRefused(runtime=self.name, version=self.version, path=path, detail=detail)
-
-
-def _import(job: Job) -> Any:
-    if job.module_folder:
-        sys.path.insert(0, job.module_folder)
-    try:
-        return importlib.import_module(job.module)
-    except (ImportError, OSError) as error:
-        raise RuntimeMissing(model=job.engine.path, runtime=job.module, extra=_EXTRA.get(job.module, "cu13")) from error
 
 
 def _threads() -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
+from refit_agent.logs import get_logger
 
-_log = structlog.get_logger("tensorrt")
+_log = get_logger("refit_agent.tensorrt")
 _KEPT_ERRORS = 5
 
 
@@ -19,6 +19,7 @@ class MessageSink:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
+        self._warnings: dict[str, int] = {}
         self._errors: list[str] = []
 
     def take(self, severity: str, text: str) -> None:
@@ -26,6 +27,8 @@ class MessageSink:
         key = (severity, text)
         count = self._counts.get(key, 0) + 1
         self._counts[key] = count
+        if severity == "WARNING":
+            self._warnings[text] = self._warnings.get(text, 0) + 1
         if severity in ("ERROR", "INTERNAL_ERROR"):
             self._errors = [*self._errors, text][-_KEPT_ERRORS:]
         if count == 1:
@@ -38,6 +41,10 @@ class MessageSink:
         for (severity, text), count in list(counts.items()):
             if count > 1:
                 self._say(severity, text, repeated=count)
+
+    def warnings(self) -> list[str]:
+        """Every warning once, in the order in which they came, with the number of times if more than one."""
+        return [text if count == 1 else f"{text} ({count} times)" for text, count in list(self._warnings.items())]
 
     def errors(self) -> str:
         """The last errors, oldest first, for the detail of an error of ours; forgotten afterwards."""

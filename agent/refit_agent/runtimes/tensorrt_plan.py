@@ -41,12 +41,20 @@ class OpenedEngine:
     writes_from_sources = False
 
     def __init__(
-        self, module: Any, engine: Any, header: PlanHeader, logger: Any, sink: MessageSink, threads: int
+        self,
+        module: Any,
+        engine: Any,
+        header: PlanHeader,
+        logger: Any,
+        sink: MessageSink,
+        threads: int,
+        keep_refittable: bool = False,
     ) -> None:
         self._trt = module
         self._engine = engine
         self._sink = sink
         self._header = header
+        self._keep_refittable = keep_refittable
         self._refitter: Any = None
         if engine.refittable:  # a plan that ships whole may be another, of which no Refitter can be made
             try:
@@ -137,6 +145,8 @@ class OpenedEngine:
         # Without this a stripped engine would be written without the weights that it just got.
         config = self._engine.create_serialization_config()
         config.clear_flag(self._trt.SerializationFlag.EXCLUDE_WEIGHTS)
+        if self._keep_refittable:
+            config.set_flag(self._trt.SerializationFlag.INCLUDE_REFIT)
         return self._engine.serialize_with_config(config)
 
     def close(self) -> None:

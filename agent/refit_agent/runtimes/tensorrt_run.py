@@ -10,6 +10,7 @@ import numpy as np
 
 from refit_agent.errors import DeviceFailed, RefitError
 from refit_agent.runtimes.base import Array
+from refit_agent.weight_map.batch_norm import float32_to_bfloat16
 
 _NUMPY = {
     "FLOAT": np.float32,
@@ -47,7 +48,7 @@ def run_engine(module: Any, engine: Any, inputs: Mapping[str, Array] | None) -> 
         for name, array in feeds.items():
             if not context.set_input_shape(name, array.shape):
                 raise RefitError(detail=f"The engine takes no input {name!r} of shape {array.shape}.")
-            context.set_tensor_address(name, array.ctypes.data if on_host(name) else buffers.upload(array))
+            _place(context, name, array.ctypes.data if on_host(name) else buffers.upload(array))
         outputs: dict[str, Array] = {}
         downloads: list[tuple[Array, int]] = []
         for name in names:
@@ -55,7 +56,7 @@ def run_engine(module: Any, engine: Any, inputs: Mapping[str, Array] | None) -> 
                 array = outputs[name] = np.zeros(_shape(context, name), _type(engine, name))
                 # TensorRT writes tensors of its host side from the CPU: a GPU address would crash it.
                 address = array.ctypes.data if on_host(name) else buffers.upload(array)
-                context.set_tensor_address(name, address)
+                _place(context, name, address)
                 if not on_host(name):
                     downloads.append((array, address))
         if not context.execute_async_v3(buffers.stream):
@@ -66,10 +67,18 @@ def run_engine(module: Any, engine: Any, inputs: Mapping[str, Array] | None) -> 
         return {name: _widened(engine, name, array) for name, array in outputs.items()}
 
 
+def _place(context: Any, name: str, address: int) -> None:
+    if not context.set_tensor_address(name, address):
+        raise RefitError(detail=f"The engine takes no address for tensor {name!r}.")
+
+
 def _feed(engine: Any, name: str, inputs: Mapping[str, Array]) -> Array:
     if name not in inputs:
         raise RefitError(detail=f"The golden data has no input {name!r}; it has {', '.join(inputs)}.")
     wanted = _type(engine, name)
+    if engine.get_tensor_dtype(name).name == "BF16" and inputs[name].dtype == np.float32:
+        # NumPy has no such type, so a golden file cannot hold it.
+        return float32_to_bfloat16(inputs[name]).reshape(inputs[name].shape)
     if inputs[name].dtype != wanted:
         raise RefitError(detail=f"The golden input {name!r} is {inputs[name].dtype}, and the engine takes {wanted}.")
     return np.asarray(inputs[name], order="C")  # ascontiguousarray makes a vector of a scalar

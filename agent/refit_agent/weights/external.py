@@ -115,6 +115,10 @@ class ExternalFiles:
     def missing(self, location: str, at: int, detail: str) -> OnnxExternalMissing:
         return OnnxExternalMissing(path=self._model, offset=at, location=location, detail=detail)
 
+    def paths(self) -> tuple[Path, ...]:
+        """The real paths of the files found so far."""
+        return tuple(dict.fromkeys(file.path for file in self._files.values()))
+
     def close(self) -> None:
         """Let go of every map; those under an array live as long as it does."""
         for file in self._files.values():

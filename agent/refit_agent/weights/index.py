@@ -146,6 +146,11 @@ class OnnxWeights(Mapping[str, WeightRef]):
                 self._batch_norms = tuple(self._find_batch_norms())
             return self._batch_norms
 
+    def external_files(self) -> tuple[Path, ...]:
+        """The external files that the references made so far lie in; after ``model`` was read, all there are."""
+        with self._lock:
+            return self._external.paths()
+
     def close(self) -> None:
         """Release the maps that no array uses; references can make no more arrays."""
         with self._lock:

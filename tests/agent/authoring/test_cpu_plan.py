@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bundles import SIZE, make_onnx
 from refit_agent.authoring.cpu_plan import MIN_STRIPPED_BYTES, make_cpu_plan
 from refit_agent.authoring.write_bundle import file_ref, write_manifest
-from refit_agent.errors import ManifestInvalid, OnnxError, PlanInvalid
+from refit_agent.errors import ManifestInvalid, OnnxError, OnnxMalformed, PlanInvalid
 from refit_agent.manifest import App, Engine, FileRef, Manifest, Model
 
 
@@ -77,7 +77,7 @@ def test_weights_of_a_nested_graph_never_get_lost(tmp_path: Path) -> None:
     )
     try:
         make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
-    except PlanInvalid:
+    except (PlanInvalid, OnnxMalformed):  # ONNX Runtime 1.23 writes one of them twice
         assert not (tmp_path / "plan").exists()
     else:
         assert (tmp_path / "plan").stat().st_size > 2 * SIZE * SIZE * 4

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agent.gpu.fake_nvml import Card, FakeNvml
 
+from agent.gpu.fake_nvml import Card, FakeNvml
 from refit_agent.gpu import detect as detect_module
 from refit_agent.paths import Home
 

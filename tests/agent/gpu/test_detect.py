@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pynvml
 import pytest
-from agent.gpu.fake_nvml import Card, FakeNvml
 
+from agent.gpu.fake_nvml import Card, FakeNvml
 from refit_agent.gpu import detect as detect_module
 from refit_agent.gpu.detect import detect
 from refit_agent.gpu.remembered import FILE
@@ -125,9 +125,8 @@ def _in_a_process(home: Home, code: str) -> str:
 def test_a_remembered_answer_imports_nothing_heavy(home: Home) -> None:
     code = f"""
 import sys
-before = set(sys.modules)
 import msgspec
-allowed = set(sys.modules)
+before = allowed = set(sys.modules)
 from refit_agent.gpu.detect import detect
 machine = detect()
 new = set(sys.modules) - allowed

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pynvml
 import pytest
-from agent.gpu.fake_nvml import Card, FakeNvml
 
+from agent.gpu.fake_nvml import Card, FakeNvml
 from refit_agent.gpu.nvml import ask
 
 Driver = Callable[..., FakeNvml]

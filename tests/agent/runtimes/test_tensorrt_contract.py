@@ -103,7 +103,9 @@ CONTRACT: dict[tuple[str, str], str] = {
     ("ICudaEngine", "get_tensor_profile_values"): rf"\(self: [\w.]+, {_INDEX}, {_NAME}\) -> [lL]ist\[[lL]ist\[int\]\]",
     ("ICudaEngine", "create_execution_context"): r"\(self: [\w.]+, strategy: [\w.]+ = .*\) -> [\w.]+IExecutionContext",
     ("ISerializationConfig", "clear_flag"): r"\(self: [\w.]+, flag: [\w.]+SerializationFlag\) -> bool",
+    ("ISerializationConfig", "set_flag"): r"\(self: [\w.]+, flag: [\w.]+SerializationFlag\) -> bool",
     ("SerializationFlag", "EXCLUDE_WEIGHTS"): "member",
+    ("SerializationFlag", "INCLUDE_REFIT"): "member",
     ("TensorIOMode", "INPUT"): "member",
     ("TensorLocation", "HOST"): "member",
     ("IExecutionContext", "set_input_shape"): rf"\(self: [\w.]+, {_NAME}, shape: tuple\) -> bool",
@@ -123,7 +125,6 @@ ALSO: dict[tuple[str, str], str] = {
     ("IHostMemory", "nbytes"): "property",
     ("Dims", "__len__"): r"\(self: [\w.]+\) -> int",
     ("Dims", "__getitem__"): rf"\(self: [\w.]+, {_INDEX}\) -> int",
-    ("SerializationFlag", "INCLUDE_REFIT"): "member",
     **{("ILogger.Severity", name): "member" for name in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")},
     **{("DataType", name): "member" for name in (*DTYPES.values(), *_NUMPY)},
 }

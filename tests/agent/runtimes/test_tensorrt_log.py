@@ -4,7 +4,6 @@ import threading
 from typing import Any
 
 import pytest
-import structlog
 
 from fakes_tensorrt import FakeTensorRt
 from refit_agent.runtimes import tensorrt_log
@@ -132,10 +131,19 @@ def test_a_message_that_comes_during_a_flush_does_no_harm(monkeypatch: pytest.Mo
     sink.flush()
 
 
-def test_real_structlog_takes_what_it_gets() -> None:
+def test_the_host_s_log_takes_what_it_gets(caplog: pytest.LogCaptureFixture) -> None:
     """Text with the marks of a format string, and one that is empty."""
-    with structlog.testing.capture_logs() as captured:
+    with caplog.at_level("WARNING", "refit_agent.tensorrt"):
         sink = MessageSink()
         for text in ("100 % of {x} %s", ""):
             sink.take("WARNING", text)
-    assert [entry["event"] for entry in captured] == ["100 % of {x} %s", ""]
+    assert [record.getMessage() for record in caplog.records] == ["100 % of {x} %s", ""]
+
+
+def test_warnings_are_kept_for_the_parent_once_each() -> None:
+    """Dozens of lines, one a layer, are one with a count; errors and chatter are not among them."""
+    sink = MessageSink()
+    for severity, text in [("WARNING", "a"), ("INFO", "i"), ("WARNING", "b"), ("ERROR", "e"), ("WARNING", "a")]:
+        sink.take(severity, text)
+    sink.flush()
+    assert sink.warnings() == ["a (2 times)", "b"]

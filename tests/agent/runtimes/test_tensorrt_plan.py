@@ -113,6 +113,18 @@ def test_tensorrt_writes_no_weights_unless_it_is_told(tmp_path: Path) -> None:
     assert written(tmp_path / PLAN_NAME)["stripped"] is False
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_written_plan_is_refittable_only_on_request(asked: bool, tmp_path: Path) -> None:
+    """A host app that refits by itself asks for it in the manifest; nobody else pays for it."""
+    module = FakeTensorRt()
+    engine = opened(plan(WEIGHTS), module)
+    engine._keep_refittable = asked
+    set_both(engine)
+    engine.refit()
+    engine.write(str(tmp_path), ignore)
+    assert written(tmp_path / PLAN_NAME)["refittable"] is asked
+
+
 def test_a_weight_never_set_is_refused_where_tensorrt_would_succeed() -> None:
     """TensorRT reports success and nothing missing; we name the weight, and do not even ask it."""
     module = FakeTensorRt()
