@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from refit_agent.bundle import Bundle
 from refit_agent.cache.entry import SCHEMA, Entry, EntryFile
@@ -13,16 +13,17 @@ from refit_agent.cache.locks import key_lock
 from refit_agent.cache.store import TEMPORARY, Lease, Store, write_error
 from refit_agent.cache.upkeep import default_quota, make_room
 from refit_agent.errors import EntryDamaged, WeightsNotIdentical
-from refit_agent.logs import get_logger
 from refit_agent.manifest import FileRef, Golden, Model
-from refit_agent.own_weights import OwnWeights
 from refit_agent.progress import ProgressMeter
 from refit_agent.refit.launch import cancelled_error, run_worker
-from refit_agent.refit.messages import Done, GoldenJob, Job, Located
+from refit_agent.refit.messages import Done, GoldenJob, Job, Located, Phase
 from refit_agent.selection import Candidate
 from refit_agent.settings import cache_quota, host_code_allowed
 
-_log = get_logger("refit_agent.make")
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from refit_agent.own_weights import OwnWeights
 
 Found = tuple[Entry, str, Lease]
 
@@ -51,6 +52,11 @@ def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
     """
     meter = request.meter
     key = request.key
+
+    def on_phase(event: Phase) -> None:
+        _log()  # imported while the worker works, so that nobody waits for it
+        meter(event.phase, event.done, event.total)
+
     _require_identical(request)
     store.prepare()
     with key_lock(store, key, request.deadline_s, _while_waiting(request)):
@@ -59,7 +65,7 @@ def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
             meter("ready")
             return found, True
         if found is not None:
-            _log.warning("cached engine is damaged", key=key, detail=found, moved_to=store.quarantine(key))
+            _log().warning("cached engine is damaged", key=key, detail=found, moved_to=store.quarantine(key))
         _remove_leftovers(store, key)
         job_files = _locate(request)
         make_room(store, _needed_bytes(request), _quota(store))
@@ -71,7 +77,7 @@ def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
                 job,
                 worker_log,
                 request.deadline_s,
-                lambda event: meter(event.phase, event.done, event.total),
+                on_phase,
                 request.cancelled,
             )
             meter("publish")
@@ -80,13 +86,19 @@ def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
             store.discard(staging)
             store.discard(worker_log)
         for note in done.notes:
-            _log.warning("the runtime warned", note=note, key=key)
-        _log.info("engine published", key=key, seconds=done.seconds, golden_error=done.golden_error)
+            _log().warning("the runtime warned", note=note, key=key)
+        _log().info("engine published", key=key, seconds=done.seconds, golden_error=done.golden_error)
         found = store.lookup(key)
         if not isinstance(found, tuple):
             raise EntryDamaged(key=key, detail=found or "it vanished after it was published")
         meter("ready")
         return found, False
+
+
+def _log() -> FilteringBoundLogger:
+    from refit_agent.logs import get_logger
+
+    return get_logger("refit_agent.make")
 
 
 def _while_waiting(request: Request) -> Callable[[], None]:

@@ -40,10 +40,14 @@ def main() -> None:
 
     job = job_decoder.decode(line)
     _step_back(job.background)
+    threading.Thread(target=_exit_at_end_of, args=(source,), daemon=True).start()
+    if job.gpu:
+        from refit_agent.gpu.context import open_context
+
+        open_context(job)  # takes longer than everything else that comes before the plan can be opened
     from refit_agent import logs
 
     logs.want("info")
-    threading.Thread(target=_exit_at_end_of, args=(source,), daemon=True).start()
     _send(out, _perform(out, job))
     # Not sys.exit: native libraries crash in their exit handlers, and everything is on the disk already.
     sys.stderr.flush()

@@ -49,9 +49,15 @@ class PendingContext:
             raise self._error
 
 
+_begun: tuple[Job, PendingContext] | None = None
+
+
 def open_context(job: Job) -> PendingContext:
-    """Begin to make the context of the only GPU that this worker sees."""
-    return PendingContext(job)
+    """Begin to make the context of the only GPU that this worker sees; for the same job it is begun once."""
+    global _begun
+    if _begun is None or _begun[0] is not job:
+        _begun = (job, PendingContext(job))
+    return _begun[1]
 
 
 def needed_bytes(job: Job) -> int:
