@@ -23,7 +23,10 @@ from refit_agent.machine import Machine
 
 Status = Literal["ok", "warn", "fail"]
 _OPTIONAL = ("onnxruntime", "tensorrt-lean-cu12", "tensorrt-lean-cu13", "tensorrt", "tensorrt-rtx")
-_SETTINGS = re.compile(r"REFIT_AGENT_|CUDA_|NVIDIA_|XDG_(CACHE|STATE)_HOME$|(CACHE|STATE)_DIRECTORY$|LD_LIBRARY_PATH$")
+_SETTINGS = re.compile(
+    r"REFIT_AGENT_|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|MODULE_LOADING)$|NVIDIA_VISIBLE_DEVICES$|"
+    r"XDG_(CACHE|STATE)_HOME$|LD_LIBRARY_PATH$"
+)
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY")
 
 
@@ -65,7 +68,7 @@ def _safely(name: str, check: Callable[[], Check]) -> Check:
 def _versions() -> Check:
     found: dict[str, object] = {}
     missing: list[str] = []
-    for requirement in importlib.metadata.requires("refit-agent") or ():
+    for requirement in _requirements():
         name, _, marker = requirement.partition(";")
         distribution = re.split(r"[^A-Za-z0-9._-]", name.strip(), maxsplit=1)[0]
         if "extra ==" in marker:
@@ -86,6 +89,13 @@ def _versions() -> Check:
     if missing:
         return Check("versions", "fail", f"missing: {', '.join(missing)}", tuple(lines), "Reinstall it: pip install --force-reinstall refit-agent", facts)  # fmt: skip
     return Check("versions", "ok", f"refit-agent {__version__}", tuple(lines), facts=facts)
+
+
+def _requirements() -> list[str]:
+    try:
+        return importlib.metadata.requires("refit-agent") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []  # run from its source, not installed
 
 
 def _version(distribution: str) -> str:
