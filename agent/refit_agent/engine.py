@@ -54,6 +54,8 @@ class Engine:
         target: "cpu" or "cuda:N".
         profile: the profile that was chosen, or None.
         hit: whether it was in the cache already.
+        check: how it was checked before it was published: "golden" (the bundle's golden data), "smoke" (it
+            ran, and gave finite numbers) or "none" (the bundle has no golden data for it).
         explanation: why this engine and none of the others.
     """
 
@@ -61,6 +63,7 @@ class Engine:
         "_folder",
         "_lease",
         "_name",
+        "check",
         "explanation",
         "hit",
         "key",
@@ -81,6 +84,7 @@ class Engine:
         target: str,
         profile: str | None,
         hit: bool,
+        check: str,
         explanation: Explanation,
         lease: Lease,
     ) -> None:
@@ -93,6 +97,7 @@ class Engine:
         self.target = target
         self.profile = profile
         self.hit = hit
+        self.check = check
         self.explanation = explanation
 
     @property

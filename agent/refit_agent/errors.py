@@ -90,6 +90,14 @@ class SettingInvalid(RefitAgentError):
 # ---------------------------------------------------------------- the bundle
 
 
+class OwnWeightsInvalid(SettingInvalid):
+    """The file that the caller gave for the weights, in place of the bundle's."""
+
+    code = "own-weights-invalid"
+    sentence = "The weights file {path} cannot be used: {detail}"
+    advice = "Give an ONNX file of the same model, or none for the bundle's own weights."
+
+
 class BundleError(RefitAgentError):
     code = "bundle-error"
     exit_code = 3
@@ -105,6 +113,7 @@ class BundleMissing(BundleError):
 class ManifestInvalid(BundleError):
     code = "manifest-invalid"
     sentence = "{path} is not a valid manifest: {detail}."
+    advice = "Reinstall the app. Its developer finds the manifest's form in refit-agent's README."
 
 
 class ManifestTooNew(BundleError):
@@ -226,7 +235,7 @@ class RuntimeMissing(SelectionError):
 class UnknownTarget(SelectionError):
     code = "unknown-target"
     sentence = "There is no target {target!r} on this machine; there are: {known}."
-    advice = "Name one of those, or none to let refit-agent choose."
+    advice = "A target is cpu, gpu, cuda:N or a GPU's UUID; none lets refit-agent choose."
 
 
 # ---------------------------------------------------------------- refit
@@ -236,6 +245,14 @@ class RefitError(RefitAgentError):
     code = "refit-error"
     exit_code = 6
     advice = "Run 'refit-agent doctor' and send its output to the app's vendor."
+
+
+class Cancelled(RefitError):
+    """The caller said that the work is to stop."""
+
+    code = "cancelled"
+    sentence = "The refit was cancelled."
+    advice = "Ask again when it is wanted."
 
 
 class WorkerCrashed(RefitError):
@@ -281,6 +298,14 @@ class WeightsNotIdentical(RefitError):
 class RefitRefused(RefitError):
     code = "refit-refused"
     sentence = "{runtime} did not complete the refit: {detail}."
+
+
+class CheckImpossible(RefitError):
+    """The check run cannot be done with this engine and these inputs, today or tomorrow."""
+
+    code = "check-impossible"
+    sentence = "The finished engine cannot be checked: {detail}"
+    advice = "The app's developer can mend the golden data, or leave it out."
 
 
 class GoldenMismatch(RefitError):

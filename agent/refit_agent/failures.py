@@ -1,8 +1,9 @@
 """Candidates that failed on this machine, remembered so that no launch tries them in vain again.
 
 One small file per cache key. Since the key names plan, weights, driver and runtime, a change of any
-of them is a new key, and the failure no longer applies. Failures that may be passing (a crash, a
-hang) lapse after a while that doubles each time.
+of them is a new key, and the failure no longer applies; nor does it after a change of the manifest's
+entry, of the golden data or of the agent. Failures that may be passing (a crash, a hang) lapse after
+a while that doubles each time.
 """
 
 from __future__ import annotations
@@ -13,22 +14,42 @@ import time
 
 import msgspec
 
-from refit_agent.errors import GoldenMismatch, RefitAgentError, RefitError, WorkerCrashed, WorkerTimeout, from_wire
+from refit_agent.errors import (
+    Cancelled,
+    PlanRefused,
+    RefitAgentError,
+    RefitError,
+    RefitRefused,
+    WeightsNotIdentical,
+    WorkerCrashed,
+    WorkerTimeout,
+    from_wire,
+)
 
+#: Failures that say nothing of the engine on this machine: what the caller or the manifest said, which may
+#: be otherwise next time, and what nobody foresaw.
+_NOT_ITS_FAULT = frozenset({Cancelled.code, RefitError.code, WeightsNotIdentical.code})
+#: A link or a pipe that another user has put there must neither lead elsewhere nor hang the launch.
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_MAX_BYTES = 1 << 20
+#: A crash or a hang may not come again, and a runtime that refuses does not say whether memory was short.
+_PASSING = (WorkerCrashed, WorkerTimeout, PlanRefused, RefitRefused)
+#: Somebody ended the worker, at a logout for example: no fault of the engine's.
+_STOPPED = frozenset({"signal SIGTERM", "signal SIGINT", "signal SIGHUP"})
 _FIRST_LAPSE_S = 3600.0
 _LONGEST_LAPSE_S = 7 * 86400.0
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong, when (Unix time), how often, until when to skip it (None: for good), and for wrong
-    results the golden data that showed them."""
+    """What went wrong, when (Unix time), how often, until when to skip it (None: for good), and under which
+    circumstances it counts."""
 
     code: str
     facts: dict[str, object]
     when: float
     count: int
     until: float | None
-    check: str = ""
+    context: str = ""
 
 
 class Failures:
@@ -37,19 +58,18 @@ class Failures:
     def __init__(self, state: str) -> None:
         self._folder = f"{state}/failures"
 
-    def recall(self, key: str, checks: str | None = None, deadline_s: float = 0.0) -> RefitAgentError | None:
+    def recall(self, key: str, context: str | None = None, deadline_s: float = 0.0) -> RefitAgentError | None:
         """The error to skip the candidate for, or None to try it.
 
-        ``checks`` names the golden data in use. Wrong results against other data say nothing: an
-        update may have corrected it, and another app with the same plan has its own. Nor does a deadline
-        that was missed say anything about a longer one, ``deadline_s``.
+        ``context`` names what else the failure may be due to (`keys.attempt_context`): under another, it says
+        nothing. Nor does a deadline that was missed say anything about a longer one, ``deadline_s``.
         """
         failure = self._read(key)
         now = time.time()
         # A clock set back by more than a day would otherwise keep a passing failure alive for years.
         if failure is None or (failure.until is not None and not failure.when - 86400 <= now < failure.until):
             return None
-        if failure.check and checks is not None and failure.check != checks:
+        if context is not None and failure.context != context:
             return None
         error = from_wire(failure.code, failure.facts)
         if not isinstance(error, RefitError):
@@ -60,17 +80,19 @@ class Failures:
         error.hint = f"{error.hint} It failed before and was not tried again; 'refit-agent provision --retry' does."
         return error
 
-    def remember(self, key: str, error: RefitAgentError, checks: str = "") -> None:
+    def remember(self, key: str, error: RefitAgentError, context: str = "") -> None:
         """Note that the candidate failed, if that is worth noting; a state folder that cannot be written is not an error.
 
-        ``checks`` is what the finished engine was to be compared with, see `recall`.
+        ``context`` is what it may be due to, see `recall`.
         """
-        if not isinstance(error, RefitError) or error.code == RefitError.code:
+        if not isinstance(error, RefitError) or error.code in _NOT_ITS_FAULT:
+            return
+        if str(error.facts.get("how")) in _STOPPED:
             return
         before = self._read(key)
         count = 1 if before is None else before.count + 1
         now = time.time()
-        passing = isinstance(error, (WorkerCrashed, WorkerTimeout))
+        passing = isinstance(error, _PASSING)
         lapse = min(_LONGEST_LAPSE_S, _FIRST_LAPSE_S * 2.0 ** (count - 1))
         facts: dict[str, object] = {
             k: v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in error.facts.items()
@@ -81,7 +103,7 @@ class Failures:
             when=now,
             count=count,
             until=now + lapse if passing else None,
-            check=checks if isinstance(error, GoldenMismatch) else "",
+            context=context,
         )
         temporary = f"{self._folder}/{key}.{os.urandom(4).hex()}.tmp"
         with contextlib.suppress(OSError):
@@ -100,7 +122,8 @@ class Failures:
 
     def _read(self, key: str) -> Failure | None:
         try:
-            with open(f"{self._folder}/{key}.json", "rb") as file:
-                return msgspec.json.decode(file.read(), type=Failure)
+            fd = os.open(f"{self._folder}/{key}.json", _READ_FLAGS)
+            with os.fdopen(fd, "rb") as file:
+                return msgspec.json.decode(file.read(_MAX_BYTES), type=Failure)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None

@@ -38,9 +38,11 @@ def level() -> str:
 def want(at: str | None = None) -> None:
     """Note that this process is one of our programs, and at which level it is to speak; costs nothing.
 
-    None means REFIT_AGENT_LOG_LEVEL. A wrong value there is no reason not to work: it counts as "warning".
+    None means what was noted before, or REFIT_AGENT_LOG_LEVEL. A wrong value there is no reason not to work: it counts as "warning".
     """
     global _wanted
+    if at is None and _wanted is not None:
+        return
     try:
         _wanted = at or level()
     except SettingInvalid:

@@ -11,11 +11,11 @@ from refit_agent.bundle import Bundle
 from refit_agent.cache.entry import SCHEMA, Entry, EntryFile
 from refit_agent.cache.locks import key_lock
 from refit_agent.cache.store import TEMPORARY, Lease, Store, write_error
-from refit_agent.cache.upkeep import default_quota, make_room
-from refit_agent.errors import EntryDamaged, WeightsNotIdentical
+from refit_agent.cache.upkeep import default_quota, make_room, sweep
+from refit_agent.errors import Cancelled, EntryDamaged, WeightsNotIdentical
 from refit_agent.manifest import FileRef, Golden, Model
 from refit_agent.progress import ProgressMeter
-from refit_agent.refit.launch import cancelled_error, run_worker
+from refit_agent.refit.launch import run_worker
 from refit_agent.refit.messages import Done, GoldenJob, Job, Located, Phase
 from refit_agent.selection import Candidate
 from refit_agent.settings import cache_quota, host_code_allowed
@@ -68,6 +68,7 @@ def make_engine(request: Request, store: Store) -> tuple[Found, bool]:
             _log().warning("cached engine is damaged", key=key, detail=found, moved_to=store.quarantine(key))
         _remove_leftovers(store, key)
         job_files = _locate(request)
+        sweep(store, quarantine=False)  # what was left under keys that nobody asks for any more counts against no quota
         make_room(store, _needed_bytes(request), _quota(store))
         staging = store.stage(key)
         worker_log = f"{staging}.log"
@@ -108,7 +109,7 @@ def _while_waiting(request: Request) -> Callable[[], None]:
     def on_wait() -> None:
         nonlocal told
         if request.cancelled():
-            raise cancelled_error()
+            raise Cancelled()
         if not told:
             request.meter("wait")
             told = True
@@ -119,7 +120,7 @@ def _while_waiting(request: Request) -> Callable[[], None]:
 def _require_identical(request: Request) -> None:
     """With other weights than it was built from, the behaviour of a REFIT_IDENTICAL engine is undefined."""
     engine, model = request.candidate.engine, request.model
-    if engine.refit == "identical" and model.onnx.sha256 != engine.weights_sha256:
+    if engine.refit == "identical" and model.weights_digest() != engine.weights_sha256:
         raise WeightsNotIdentical(path=engine.path, weights=model.onnx.path)
 
 
@@ -149,6 +150,8 @@ class _Files(NamedTuple):
     weights: Located
     external: tuple[Located, ...]
     golden: tuple[GoldenJob, ...]
+    smoke_inputs: tuple[dict[str, Located], ...]
+    base: tuple[Located, ...]
     lean_runtime: str
 
 
@@ -167,12 +170,15 @@ def _locate(request: Request) -> _Files:
         )
 
     own = request.weights
-    fitting = [g for g in model.golden if g.profile is None or g.profile == request.profile]
+    bundled = bundle.model(model.name)
+    fitting = bundled.fitting_golden(request.profile)
     return _Files(
         plan=bundle.locate(engine),
         weights=located(model.onnx) if own is None else own.onnx,
         external=tuple(located(ref) for ref in model.external) if own is None else own.external,
-        golden=tuple(golden(g) for g in fitting),
+        golden=tuple(golden(g) for g in fitting) if own is None else (),
+        smoke_inputs=() if own is None else tuple(golden(g).inputs for g in fitting),
+        base=() if own is None else tuple(located(ref) for ref in (bundled.onnx, *bundled.external)),
         lean_runtime="" if engine.lean_runtime is None else bundle.locate(engine.lean_runtime),
     )
 
@@ -192,6 +198,8 @@ def _job(request: Request, staging: str, files: _Files) -> Job:
         gpu="" if candidate.gpu is None else candidate.gpu.uuid,
         golden=files.golden,
         smoke_run=candidate.needs_check or request.weights is not None,
+        smoke_inputs=files.smoke_inputs,
+        base=files.base,
         lean_runtime=files.lean_runtime,
         host_code_allowed=host_code_allowed(),
         background=request.background,

@@ -12,8 +12,9 @@ the rules of POSIX and of Windows at once, since one bundle serves both.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -68,8 +69,8 @@ class Engine(FileRef, frozen=True, kw_only=True):
 
     ``plan_size`` and ``plan_sha256`` describe the plan once unpacked. ``compute_capabilities`` lists
     what the plan was built for; an ampere-plus plan gives ``min_compute_capability`` instead.
-    ``gpu`` is the GPU model that it was built on, as NVML names it. ``weights_sha256`` is the ONNX
-    file that an ``identical`` plan was built from. ``weight_map`` overrides the naming rules.
+    ``gpu`` is the GPU model that it was built on, as NVML names it. ``weights_sha256`` names the weights
+    that an ``identical`` plan was built from, see `Model.weights_digest`. ``weight_map`` overrides the naming rules.
     ``include_refit`` asks that the finished plan can itself be refitted by the host app.
     """
 
@@ -125,6 +126,18 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
             if engine.lean_runtime is not None:
                 yield engine.lean_runtime
 
+    def weights_digest(self) -> str:
+        """What ``weights_sha256`` must be: the ONNX file's SHA-256, or with external data, where the weights are
+        in other files, that of the text ``sha256``, then ``path:sha256`` of each, one a line."""
+        if not self.external:
+            return self.onnx.sha256
+        lines = [self.onnx.sha256, *(f"{f.path}:{f.sha256}" for f in self.external)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def fitting_golden(self, profile: str | None) -> tuple[Golden, ...]:
+        """The golden data that an engine for ``profile`` is checked with."""
+        return tuple(g for g in self.golden if g.profile is None or g.profile == profile)
+
     def profiles(self) -> tuple[str, ...]:
         """Names of the profiles that some engine was built for, in manifest order."""
         return tuple(dict.fromkeys(e.profile for e in self.engines if e.profile is not None))
@@ -135,7 +148,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: int
     app: App
-    models: tuple[Model, ...]
+    models: Annotated[tuple[Model, ...], msgspec.Meta(min_length=1)]
 
     def model(self, name: str) -> Model | None:
         """The model of that name, or None."""
@@ -172,6 +185,43 @@ def decode_manifest(data: bytes, path: str) -> Manifest:
     return manifest
 
 
+def unknown_fields(data: bytes) -> list[str]:
+    """Where a manifest has fields that this version does not know, as JSON paths: newer ones, or misspelt.
+
+    They are ignored when it is read; whoever makes a bundle wants to know, since a misspelt "golden"
+    is a check that never happens. ``data`` must decode.
+    """
+    return list(_unknown(msgspec.json.decode(data), Manifest, "$"))
+
+
+def _unknown(value: Any, kind: Any, where: str) -> Iterator[str]:
+    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        fields = {f.encode_name: f.type for f in msgspec.structs.fields(kind)}
+        for name, item in value.items():
+            if name not in fields:
+                yield f"{where}.{name}"
+                continue
+            for inner in _structs(fields[name]):
+                yield from _unknown(item, inner, f"{where}.{name}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _unknown(item, kind, f"{where}[{number}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _unknown(item, kind[dict], f"{where}.{name}") if isinstance(kind, dict) else ()
+
+
+def _structs(kind: Any) -> Iterator[Any]:
+    """The Struct types inside an annotation; a mapping's values as ``{dict: Struct}``."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield kind
+        return
+    arguments = get_args(kind)
+    for argument in arguments:
+        for inner in _structs(argument):
+            yield {dict: inner} if get_origin(kind) is dict else inner
+
+
 def _check(manifest: Manifest, path: str) -> None:
     seen: set[str] = set()
     for model in manifest.models:
@@ -194,6 +244,10 @@ def _check(manifest: Manifest, path: str) -> None:
             detail = _engine_fault(engine)
             if detail:
                 raise ManifestInvalid(path=path, detail=f"{detail} - at `$.models[{model.name!r}].engines[{number}]`")
+        for golden in model.golden:
+            if golden.profile is not None and golden.profile not in model.profiles():
+                detail = f"no engine of {model.name!r} has the profile {golden.profile!r} of its golden data"
+                raise ManifestInvalid(path=path, detail=detail)
         if model.default_profile is not None and model.default_profile not in model.profiles():
             raise ManifestInvalid(
                 path=path, detail=f"no engine of {model.name!r} has the default profile {model.default_profile!r}"
@@ -235,7 +289,7 @@ _WINDOWS_DEVICES = frozenset(
 def path_fault(path: str) -> str:
     """Why ``path`` must not be opened below a bundle's folder, as the end of a sentence; "" if it may.
 
-    Symbolic links are not seen here: `bundle.Bundle.file` checks them when it opens.
+    Symbolic links are not seen here: `bundle.Bundle.locate` checks them when it opens.
     """
     if "\0" in path or any(ord(c) < 32 for c in path):
         return "holds a control character"

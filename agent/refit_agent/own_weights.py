@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from refit_agent.digest import hash_file
-from refit_agent.errors import BundleFileMissing
+from refit_agent.errors import BundleError, BundleFileMissing, OwnWeightsInvalid
 from refit_agent.manifest import FileRef, Model
 from refit_agent.refit.messages import Located
 from refit_agent.weights import OnnxWeights
@@ -33,8 +33,21 @@ def own_weights(path: str | os.PathLike[str]) -> OwnWeights:
     """Read which files the model at ``path`` keeps its weights in, and hash them all.
 
     Raises:
-        BundleFileMissing, OnnxError.
+        OwnWeightsInvalid: a file is missing, or not sound.
     """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise OwnWeightsInvalid(path=ascii(os.fspath(path)), detail="its path is not UTF-8.") from error
+    try:
+        return _own_weights(path)
+    except BundleError as error:
+        # The bundle is sound; its reader must not be sent to reinstall the app.
+        detail = f"{error.facts['detail']}." if isinstance(error, BundleFileMissing) else str(error)
+        raise OwnWeightsInvalid(path=os.fspath(path), detail=detail) from error
+
+
+def _own_weights(path: str | os.PathLike[str]) -> OwnWeights:
     main = os.path.abspath(os.fspath(path))
     folder = os.path.realpath(os.path.dirname(main))
     with OnnxWeights(main) as weights:

@@ -16,15 +16,27 @@ from refit_agent.bundle import Bundle
 from refit_agent.cache.entry import Entry
 from refit_agent.cache.store import Lease, Store
 from refit_agent.engine import Attempt, Engine, Explanation
-from refit_agent.errors import BundleError, DeviceError, NoMatchingEngine, RefitAgentError, RefitError, RuntimeMissing
+from refit_agent.errors import (
+    BundleError,
+    CacheBusy,
+    CacheError,
+    Cancelled,
+    DeviceError,
+    DiskFull,
+    NoMatchingEngine,
+    PlanRefused,
+    RefitAgentError,
+    RefitError,
+    RuntimeMissing,
+)
 from refit_agent.failures import Failures
 from refit_agent.gpu.detect import detect
-from refit_agent.keys import checks_digest, engine_facts, engine_key
+from refit_agent.keys import attempt_context, engine_facts, engine_key
 from refit_agent.machine import Machine
 from refit_agent.manifest import Model
 from refit_agent.progress import ProgressCallback, ProgressMeter
 from refit_agent.selection import Candidate, Selection, no_match_detail, select
-from refit_agent.settings import DEFAULT_DEADLINE_S
+from refit_agent.settings import DEFAULT_DEADLINE_S, host_code_allowed
 
 
 def ensure_engine(
@@ -42,7 +54,8 @@ def ensure_engine(
 ) -> Engine:
     """The best engine of ``model`` for this machine, ready to load, with a lease on it.
 
-    A hit takes well under a millisecond and reads no file of the bundle but its manifest. Otherwise
+    A hit takes well under a millisecond (some more the first time in a process) and reads no file of the
+    bundle but its manifest. Otherwise
     the engine is made in a worker process, which takes seconds, blocks, and uses GPU and disk;
     ``progress`` is called from this thread meanwhile. If the best candidate cannot be made, the next
     best is, and ``explanation`` says why. Safe to call from many threads and many processes at once:
@@ -53,13 +66,13 @@ def ensure_engine(
         model: a model's name in the manifest.
         profile: an optimization profile's name; None for the model's default.
         target: "cpu", "gpu", "cuda:N" or a GPU's UUID; None for whatever is best.
-        progress: gets a `Progress` now and then.
+        progress: gets a `Progress` now and then; what it raises stops the work and comes out here.
         weights: an ONNX file to take the weights from in place of the bundle's; it must have the same
             tensors in the same shapes, and is read whole even for a hit.
         deadline_s: seconds that the worker, and waiting for another process, may take.
         retry_failed: try candidates again that failed on this machine before.
         background: work at idle priority.
-        cancelled: asked several times a second; True stops the work.
+        cancelled: asked several times a second; True stops the work, which raises Cancelled.
 
     Raises:
         BundleError: the bundle is damaged or hostile, or lacks the model or profile.
@@ -83,14 +96,23 @@ def ensure_engine(
     attempts: list[Attempt] = []
     first: RefitAgentError | None = None
     meter = ProgressMeter(progress)  # one for all candidates: it never goes back
+    disk: CacheError | None = None
     for candidate in selection.candidates:
         facts = engine_facts(candidate, wanted, selection.profile, machine)
         key = engine_key(facts)
+        foreign = _foreign_code(candidate)
+        if foreign is not None:
+            # Asked before the cache is: what another caller allowed is not allowed to this one.
+            attempts.append(_attempt(candidate, foreign))
+            first = first or foreign
+            continue
         found = store.lookup(key)
         if isinstance(found, tuple):
             return _engine(found, candidate, selection, attempts, hit=True)
-        checks = checks_digest(candidate, wanted, selection.profile)
-        remembered = None if retry_failed else failures.recall(key, checks, deadline_s)
+        if disk is not None:
+            continue  # nothing can be made, but a lesser engine may be there already
+        context = attempt_context(candidate, wanted, selection.profile)
+        remembered = None if retry_failed else failures.recall(key, context, deadline_s)
         if remembered is not None:
             # Not noted again: a failure that lapses would be renewed by every launch that skips it.
             attempts.append(_attempt(candidate, remembered))
@@ -114,19 +136,35 @@ def ensure_engine(
                 weights=own,
             )
             made, hit = make_engine(request, store)
+        except Cancelled:
+            raise
+        except (DiskFull, CacheBusy) as error:
+            disk = error
+            attempts.append(_attempt(candidate, error))
+            continue
         except (RefitError, DeviceError, BundleError, RuntimeMissing) as error:
-            if cancelled():
-                raise
             if isinstance(error, DeviceError):
                 # A GPU that fell off the bus leaves no trace in what detection is remembered by.
                 detect(home=home, fresh=True)
-            failures.remember(key, error, checks)
+            failures.remember(key, error, context)
             attempts.append(_attempt(candidate, error))
             first = first or error
             continue
         failures.forget(key)
         return _engine(made, candidate, selection, attempts, hit=hit)
+    if disk is not None:
+        raise disk
     raise first if first is not None else _nothing_fits(opened, wanted, selection)
+
+
+def _foreign_code(candidate: Candidate) -> PlanRefused | None:
+    engine = candidate.engine
+    if not (engine.host_code or engine.lean_runtime) or host_code_allowed():
+        return None
+    detail = "it brings code of its own to run, and this is allowed only with REFIT_AGENT_ALLOW_HOST_CODE=1"
+    return PlanRefused(
+        runtime=candidate.runtime.module, version=candidate.runtime.version, path=engine.path, detail=detail
+    )
 
 
 def _attempt(candidate: Candidate, error: RefitAgentError) -> Attempt:
@@ -146,6 +184,7 @@ def _engine(
         target=candidate.target,
         profile=selection.profile,
         hit=hit,
+        check=entry.check,
         explanation=Explanation(
             engine=candidate.engine.path,
             tier=candidate.tier,

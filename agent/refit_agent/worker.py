@@ -120,6 +120,8 @@ def _step_back(background: bool) -> None:
 
         # A crashed GPU process leaves gigabytes of core dump otherwise.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # should memory run out, it is this process that goes, and no app of the user's
     with contextlib.suppress(OSError, AttributeError):
         os.nice(19 if background else 5)
     number = _IOPRIO_SET.get(os.uname().machine) if sys.platform == "linux" else None

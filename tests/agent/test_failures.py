@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,14 @@ import pytest
 from refit_agent import failures as module
 from refit_agent.errors import (
     BundleFileMismatch,
+    Cancelled,
     DeviceFailed,
     DiskFull,
     GoldenMismatch,
     PlanRefused,
     RefitAgentError,
     RefitError,
+    WeightsNotIdentical,
     WorkerCrashed,
     WorkerTimeout,
 )
@@ -50,15 +53,15 @@ def failures(tmp_path: Path) -> Failures:
 def test_a_lasting_failure_is_recalled_for_good_and_as_it_was(failures: Failures, clock: Clock) -> None:
     """Class, words and facts are those of the first time."""
     assert failures.recall(KEY) is None
-    failures.remember(KEY, REFUSED)
+    failures.remember(KEY, WRONG)
     clock.now += 3650 * DAY
     error = failures.recall(KEY)
-    assert type(error) is PlanRefused
-    assert str(error) == str(REFUSED)
+    assert type(error) is type(WRONG)
+    assert str(error) == str(WRONG)
     assert failures.recall("other key") is None
 
 
-@pytest.mark.parametrize("error", [CRASH, WorkerTimeout(seconds=1, phase="open", log="")])
+@pytest.mark.parametrize("error", [CRASH, REFUSED, WorkerTimeout(seconds=1, phase="open", log="")])
 def test_what_may_pass_is_forgotten_after_a_while_that_doubles(
     failures: Failures, clock: Clock, error: RefitAgentError
 ) -> None:
@@ -95,14 +98,40 @@ def test_what_is_not_the_candidate_s_fault_is_not_remembered(failures: Failures,
     assert failures.recall(KEY) is None
 
 
-def test_wrong_results_hold_only_for_the_golden_data_that_showed_them(failures: Failures) -> None:
-    """An update that corrects the golden data is tried; a person who asks is told all the same."""
-    failures.remember(KEY, WRONG, "checks 1")
-    assert failures.recall(KEY, "checks 1") is not None
-    assert failures.recall(KEY, "checks 2") is None
+@pytest.mark.parametrize("error", [WRONG, REFUSED, CRASH])
+def test_a_failure_holds_only_under_what_it_may_be_due_to(failures: Failures, error: RefitAgentError) -> None:
+    """An update of manifest, golden data or agent is tried; a person who asks is told all the same."""
+    failures.remember(KEY, error, "context 1")
+    assert failures.recall(KEY, "context 1") is not None
+    assert failures.recall(KEY, "context 2") is None
     assert failures.recall(KEY) is not None
-    failures.remember(KEY, REFUSED, "checks 1")
-    assert failures.recall(KEY, "checks 2") is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WeightsNotIdentical(path="p", weights="w"),
+        Cancelled(),
+        RefitError(detail="unforeseen"),
+        WorkerCrashed(how="signal SIGTERM", phase="open", log=""),
+    ],
+)
+def test_what_is_no_fault_of_the_engine_is_not_remembered(failures: Failures, error: RefitAgentError) -> None:
+    """A corrected manifest, a second wish, or a login after a logout would be refused in vain."""
+    failures.remember(KEY, error)
+    assert failures.recall(KEY) is None
+
+
+def test_a_link_in_the_place_of_a_failure_is_not_followed(failures: Failures, tmp_path: Path) -> None:
+    """In a folder that others may write to, it would hang the launch or lead elsewhere."""
+    failures.remember(KEY, WRONG)
+    (path,) = [p for p in tmp_path.rglob("*.json") if KEY in p.name]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert failures.recall(KEY) is None
+    path.unlink()
+    os.mkfifo(path)
+    assert failures.recall(KEY) is None
 
 
 def test_forgetting_makes_the_next_failure_the_first(failures: Failures, clock: Clock) -> None:

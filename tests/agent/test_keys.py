@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from refit_agent.keys import checks_digest, engine_facts, engine_key
+from refit_agent import keys
+from refit_agent.keys import attempt_context, engine_facts, engine_key
 from refit_agent.machine import Gpu, InstalledRuntime, Machine
 from refit_agent.manifest import Engine, FileRef, Golden, Model
 from refit_agent.selection import Candidate
@@ -99,13 +100,27 @@ def test_the_key_is_hexadecimal_and_does_not_depend_on_order() -> None:
     assert key(one) == key(other)
 
 
-def test_the_checks_are_named_by_golden_data_and_tolerances() -> None:
-    """Corrected golden data or tolerances make another digest; data of other profiles does not."""
+@pytest.mark.parametrize("named", [attempt_context, lambda c, m, p: engine_facts(c, m, p, MACHINE)["check"]])
+def test_golden_data_and_tolerances_count(named: Any) -> None:
+    """Corrected golden data or tolerances make another engine and another attempt; data of other profiles does not."""
     golden = Golden(inputs={}, outputs={"y": _ref("y")})
     model = replace(MODEL, golden=(golden,))
-    digest = checks_digest(CANDIDATE, model, "small")
+    digest = named(CANDIDATE, model, "small")
     for other in (replace(golden, tolerance=0.5), replace(golden, outputs={"y": _ref("y", "7")})):
-        assert checks_digest(CANDIDATE, replace(MODEL, golden=(other,)), "small") != digest
-    assert checks_digest(_engine(tolerance=0.5)["candidate"], model, "small") != digest
+        assert named(CANDIDATE, replace(MODEL, golden=(other,)), "small") != digest
+    assert named(_engine(tolerance=0.5)["candidate"], model, "small") != digest
     elsewhere = replace(golden, profile="large", tolerance=0.1)
-    assert checks_digest(CANDIDATE, replace(MODEL, golden=(golden, elsewhere)), "small") == digest
+    assert named(CANDIDATE, replace(MODEL, golden=(golden, elsewhere)), "small") == digest
+
+
+def test_what_was_never_checked_is_another_engine() -> None:
+    """An app that ships golden data is not handed what an app without it has made."""
+    golden = Golden(inputs={}, outputs={"y": _ref("y")})
+    assert key(model=replace(MODEL, golden=(golden,))) != key()
+
+
+def test_a_mended_recipe_makes_new_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines made by a faulty rule of ours are not found any more once it is mended."""
+    before = key()
+    monkeypatch.setattr(keys, "RECIPE", keys.RECIPE + 1)
+    assert key() != before

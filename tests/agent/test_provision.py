@@ -43,6 +43,7 @@ from refit_agent.errors import (
     CacheBusy,
     CacheInsecure,
     CacheUnwritable,
+    Cancelled,
     DiskFull,
     GoldenMismatch,
     ManifestInvalid,
@@ -56,10 +57,12 @@ from refit_agent.errors import (
     UnknownProfile,
     UnknownTarget,
     UnsafePath,
+    WeightsNotIdentical,
     WorkerCrashed,
     WorkerTimeout,
 )
 
+PYTHON = sys.executable
 Install = Callable[[str], Path]
 ROOT_ONLY = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root")
 
@@ -649,3 +652,96 @@ def test_a_plan_that_the_runtime_refuses_is_remembered_under_its_own_key_only(bu
     edit(bundle, lambda d: model_of(d)["engines"][0].update(plan_sha256=None, plan_size=plan.stat().st_size))
     rehash(bundle)
     ensure_engine(bundle, MODEL).close()
+
+
+def test_a_file_that_is_replaced_while_it_is_used_is_not_published(
+    bundle: Path, home: Path, evil_runtime: Install
+) -> None:
+    """An updater's rename between hashing and use must not bring new weights under the old hash."""
+    onnx = bundle / "models/mlp.onnx"
+    evil_runtime(f"os.replace({str(onnx)!r} + '.new', {str(onnx)!r})\n" + REAL)
+    shutil.copyfile(onnx, f"{onnx}.new")
+    with pytest.raises(BundleFileMismatch, match="it changed while the engine was made"):
+        ensure_engine(bundle, MODEL)
+    assert os.listdir(home / "cache/engines") == []
+
+
+def test_a_wish_to_cancel_is_heard_even_if_it_is_said_once(bundle: Path, evil_runtime: Install) -> None:
+    """It is no failure after which the next best engine would be made."""
+    evil_runtime("time.sleep(300)")
+    answers = iter([True])
+    with pytest.raises(Cancelled):
+        ensure_engine(bundle, MODEL, cancelled=lambda: next(answers, False))
+
+
+def test_without_room_a_lesser_engine_that_is_there_already_is_served(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app gets an engine, and is told why it is not the best one."""
+    ensure_engine(bundle, MODEL).close()
+    add_broken_engine(bundle)
+
+    def full(*_: object, **__: object) -> None:
+        raise DiskFull(path="/cache", free_bytes=1, needed_bytes=2)
+
+    monkeypatch.setattr(make_module, "make_room", full)
+    with ensure_engine(bundle, MODEL) as engine:
+        assert engine.hit
+        assert [a.code for a in engine.explanation.attempts] == [DiskFull.code]
+
+
+def test_code_that_a_bundle_brings_is_not_served_from_the_cache_either(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was allowed once, to somebody, is not allowed to everybody."""
+    edit(bundle, lambda d: model_of(d)["engines"][0].update(host_code=True))
+    with pytest.raises(PlanRefused, match="REFIT_AGENT_ALLOW_HOST_CODE"):
+        ensure_engine(bundle, MODEL)
+    monkeypatch.setenv("REFIT_AGENT_ALLOW_HOST_CODE", "1")
+    ensure_engine(bundle, MODEL).close()
+    monkeypatch.delenv("REFIT_AGENT_ALLOW_HOST_CODE")
+    with pytest.raises(PlanRefused):
+        ensure_engine(bundle, MODEL)
+
+
+def test_a_corrected_manifest_is_tried_at_once(bundle: Path) -> None:
+    """A wrong weights_sha256 must not haunt the users after the vendor has mended it."""
+    right = model_of(json.loads((bundle / "bundle.json").read_text()))["onnx"]["sha256"]
+    edit(bundle, lambda d: model_of(d)["engines"][0].update(refit="identical", weights_sha256="0" * 64))
+    with pytest.raises(WeightsNotIdentical):
+        ensure_engine(bundle, MODEL)
+    edit(bundle, lambda d: model_of(d)["engines"][0].update(weights_sha256=right))
+    ensure_engine(bundle, MODEL).close()
+
+
+def test_what_was_left_under_other_keys_is_cleared_away(bundle: Path, home: Path) -> None:
+    """After an update nobody asks for the old key again: its half-made engine would stay for good."""
+    left = home / "cache/tmp/old.1-2"
+    left.mkdir(parents=True)
+    (left / "weights.bin").write_bytes(bytes(1000))
+    ensure_engine(bundle, MODEL).close()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("executable", [None, ""])
+def test_a_frozen_app_is_not_started_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None
+) -> None:
+    """Without an interpreter there is an error that names the setting; with it the worker runs."""
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(RefitError) as info:
+        ensure_engine(bundle, MODEL)
+    assert "REFIT_AGENT_PYTHON" in info.value.hint
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setenv("REFIT_AGENT_PYTHON", PYTHON)
+    ensure_engine(bundle, MODEL).close()
+
+
+def test_a_worker_that_prints_without_end_does_not_fill_the_disk(
+    bundle: Path, home: Path, evil_runtime: Install
+) -> None:
+    """It is stopped, and its log goes."""
+    evil_runtime("while True: os.write(2, b'x' * 65536)")
+    with pytest.raises(WorkerCrashed, match="endless output"):
+        ensure_engine(bundle, MODEL)
+    assert os.listdir(home / "cache/tmp") == []

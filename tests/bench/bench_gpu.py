@@ -106,7 +106,10 @@ def main() -> None:
         f"  ours   {mine:6.2f} s   private {peak.private / plan:5.2f} x plan   unique {peak.unique / plan:5.2f} x plan"
     )
     print(f"  plain  {theirs:6.2f} s   resident {resident / plan:4.2f} x plan")
-    print(f"  ours / plain: time {mine / theirs:.3f}   (pairs: {', '.join(f'{a / b:.3f}' for a, b in times)})")
+    pairs = statistics.median(a / b for a, b in times)
+    print(
+        f"  ours / plain: of the medians {mine / theirs:.3f}, median of the pairs {pairs:.3f}   (pairs: {', '.join(f'{a / b:.3f}' for a, b in times)})"
+    )
     print("  phases of the last of ours:", ", ".join(f"{k} {v:.2f}" for k, v in phases.items()))
 
 

@@ -29,6 +29,7 @@ def main(plan: str, onnx: str) -> None:
         runtime="tensorrt",
         module="tensorrt",
         module_folder="",
+        module_version="8.6.0",
         gpu="",
     )
     runtime = TensorRtRuntime(job)

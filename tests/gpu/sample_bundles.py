@@ -32,11 +32,11 @@ def sample_input(name: str) -> np.ndarray:
     return random.standard_normal((2, 3, 64, 64) if name == "tiny" else (2, 3, 224, 224)).astype(np.float32)
 
 
-def reference(name: str) -> dict[str, np.ndarray]:
-    """What ONNX Runtime computes on the CPU, by output name."""
+def reference(name: str, path: Path | None = None) -> dict[str, np.ndarray]:
+    """What ONNX Runtime computes on the CPU, by output name, with the sample model or the one at ``path``."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(f"{MODELS}/{name}.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path or f"{MODELS}/{name}.onnx", providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(None, {INPUTS[name]: sample_input(name)}), strict=True))
 

@@ -16,11 +16,21 @@ import onnxruntime  # noqa: F401  the CPU target of these bundles needs it
 import pytest
 
 from gpu import sample_bundles as samples
-from refit_agent import ensure_engine
+from refit_agent import Engine, OnnxWeights, ensure_engine
 from refit_agent.errors import GoldenMismatch, PlanInvalid, WeightsMismatch, WeightsUncovered, WorkerCrashed
-from refit_agent.manifest import Engine
+from refit_agent.manifest import Engine as EngineEntry
 
 pytest.importorskip("tensorrt", reason="the sample engines need TensorRT 8.6.0, exactly")
+
+
+def _run_elsewhere(engine: Engine, name: str, folder: Path) -> np.ndarray:
+    """What the engine computes in a process of its own, as a host app would load it."""
+    np.save(folder / "in.npy", samples.sample_input(name))
+    loader = Path(__file__).with_name("load_plan.py")
+    command = [sys.executable, loader, engine.path, samples.INPUTS[name], folder / "in.npy", folder / "out.npy"]
+    subprocess.run(command, check=True)
+    result: np.ndarray = np.load(folder / "out.npy")
+    return result
 
 
 @pytest.mark.parametrize("name", ["tiny", "resnet50", "bert_fp16", "bert_large_fp16"])
@@ -32,14 +42,8 @@ def test_a_sample_engine_is_refitted_and_right(name: str, tmp_path: Path) -> Non
     with ensure_engine(bundle, name) as engine:
         made_s = time.perf_counter() - start
         assert (engine.hit, engine.runtime, engine.target) == (False, "tensorrt", "cuda:0")
-        np.save(tmp_path / "in.npy", samples.sample_input(name))
-        loader = Path(__file__).with_name("load_plan.py")
-        subprocess.run(
-            [sys.executable, loader, engine.path, samples.INPUTS[name], tmp_path / "in.npy", tmp_path / "out.npy"],
-            check=True,
-        )
+        got = _run_elsewhere(engine, name, tmp_path)
     expected = next(iter(samples.reference(name).values()))
-    got = np.load(tmp_path / "out.npy")
     error = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
     with ensure_engine(bundle, name) as again:
         assert again.hit
@@ -86,18 +90,21 @@ def test_a_weight_left_unset_is_refused_before_the_refit(tmp_path: Path) -> None
 
 
 def test_other_weights_of_the_same_shapes(tmp_path: Path) -> None:
-    """A plan built with REFIT takes better weights of the same shapes; golden data of the old ones is not used."""
-    samples.link_model(tmp_path, "tiny")
-    samples.write_bundle(tmp_path, "tiny", (samples.gpu_engine(tmp_path, "tiny"),))
-    data = bytearray((tmp_path / "tiny.onnx").read_bytes())
-    data[-5000] ^= 0x10  # inside the payload of the last weights
+    """A plan built with REFIT takes better weights of the same graph, and computes what their model computes."""
+    samples.link_model(tmp_path / "b", "tiny")
+    bundle = samples.write_bundle(tmp_path / "b", "tiny", (samples.gpu_engine(tmp_path / "b", "tiny"),))
+    data = bytearray((bundle / "tiny.onnx").read_bytes())
+    with OnnxWeights(bundle / "tiny.onnx") as weights:
+        fc = weights["fc.w"]
+    values = np.frombuffer(data, np.float32, fc.count, fc.offset).copy()
+    data[fc.offset : fc.offset + fc.nbytes] = (values * -2).tobytes()
     (tmp_path / "better.onnx").write_bytes(data)
-    with (
-        ensure_engine(tmp_path, "tiny") as old,
-        ensure_engine(tmp_path, "tiny", weights=tmp_path / "better.onnx") as new,
-    ):
+    with ensure_engine(bundle, "tiny") as old, ensure_engine(bundle, "tiny", weights=tmp_path / "better.onnx") as new:
         assert old.key != new.key
-        assert not new.hit
+        assert (new.hit, new.check) == (False, "smoke")
+        got = _run_elsewhere(new, "tiny", tmp_path)
+    expected = next(iter(samples.reference("tiny", tmp_path / "better.onnx").values()))
+    assert np.linalg.norm(got - expected) / np.linalg.norm(expected) <= samples.TOLERANCE["tiny"]
 
 
 def test_wrong_results_are_not_published(tmp_path: Path) -> None:
@@ -120,7 +127,7 @@ def test_engines_for_another_gpu_fall_to_the_cpu(tmp_path: Path) -> None:
         assert any("8.6" in r.reason and "9.0" in r.reason for r in engine.explanation.refusals)
 
 
-def _half_plan(root: Path) -> Engine:
+def _half_plan(root: Path) -> EngineEntry:
     samples.link_model(root, "tiny")
     whole = Path(samples.ENGINES, "tiny.plan").read_bytes()
     (root / "tiny.plan").write_bytes(whole[: len(whole) // 2])

@@ -11,6 +11,8 @@ import fcntl
 import os
 
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+#: Network file systems give an exclusive lock only on a file that is open for writing.
+CLAIM_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def lock_shared(fd: int) -> bool:
@@ -29,7 +31,7 @@ def _lock(fd: int, kind: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
             # A file system without locks: readers go on, removals do not happen.
             return kind == fcntl.LOCK_SH
         raise

@@ -9,6 +9,8 @@ import os
 
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
 
+CLAIM_FLAGS = OPEN_FLAGS
+
 
 def lock_shared(fd: int) -> bool:
     """The handle itself is the lease."""
@@ -17,8 +19,8 @@ def lock_shared(fd: int) -> bool:
 
 
 def lock_exclusive(fd: int) -> bool:
-    """Always True: the rename that follows fails while anybody has the file open."""
-    os.close(os.dup(fd))
+    """Always True: the rename that follows, once ``fd`` is closed, fails while anybody has the file open."""
+    del fd
     return True
 
 

@@ -146,6 +146,10 @@ class Store:
             CacheInsecure, CacheUnwritable.
         """
         try:
+            self.root.encode()
+        except UnicodeEncodeError as error:
+            raise CacheUnwritable(path=ascii(self.root), detail="its path is not UTF-8") from error
+        try:
             os.makedirs(self.root, mode=0o700, exist_ok=True)
             self.check_owner()
             for name in ("engines", "locks", TEMPORARY, QUARANTINE):
@@ -223,7 +227,7 @@ class Store:
         folder = self._engines + key
         name = f"{folder}/{ENTRY_NAME}"
         try:
-            fd = os.open(name, _platform.OPEN_FLAGS)
+            fd = os.open(name, _platform.CLAIM_FLAGS)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise write_error(error, folder) from error
@@ -232,6 +236,9 @@ class Store:
         try:
             if fd >= 0 and not _platform.lock_exclusive(fd):
                 return False
+            if os.name == "nt" and fd >= 0:
+                os.close(fd)  # our own handle would keep the folder from being renamed
+                fd = -1
             os.rename(folder, grave)
         except FileNotFoundError:
             return True
@@ -255,13 +262,18 @@ def write_error(error: OSError, path: str) -> CacheError:
     return CacheUnwritable(path=error.filename or path, detail=error.strerror or str(error))
 
 
-def free_bytes(path: str) -> int:
-    """Bytes that this user can still write on the disk that holds ``path`` or its nearest parent."""
+def existing_parent(path: str) -> str:
+    """``path`` itself or its nearest parent that exists."""
     while not os.path.exists(path) and os.path.dirname(path) != path:
         path = os.path.dirname(path)
+    return path
+
+
+def free_bytes(path: str) -> int:
+    """Bytes that this user can still write on the disk that holds ``path`` or its nearest parent."""
     import shutil  # not needed for a hit, and slow to import
 
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(existing_parent(path)).free
 
 
 def _same_file(fd: int, name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from refit_agent.cache.entry import ENTRY_NAME, Entry, decode_entry, files_fault
 from refit_agent.cache.locks import remove_lock_file, try_key_lock
-from refit_agent.cache.store import QUARANTINE, TEMPORARY, Store, free_bytes
+from refit_agent.cache.store import QUARANTINE, TEMPORARY, Store, existing_parent, free_bytes
 from refit_agent.digest import hash_file
 from refit_agent.errors import DiskFull
 
@@ -59,10 +59,7 @@ def default_quota(store: Store) -> int:
     """Bytes the cache may take when nobody said otherwise: a fifth of the disk, at most 32 GiB."""
     import shutil
 
-    path = store.root
-    while not os.path.exists(path) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    return min(32 << 30, shutil.disk_usage(path).total // 5)
+    return min(32 << 30, shutil.disk_usage(existing_parent(store.root)).total // 5)
 
 
 def make_room(store: Store, needed_bytes: int, quota_bytes: int) -> list[str]:
@@ -74,11 +71,12 @@ def make_room(store: Store, needed_bytes: int, quota_bytes: int) -> list[str]:
     Raises:
         DiskFull: the disk itself is too small for it even then.
     """
-    if free_bytes(store.root) < needed_bytes + DISK_MARGIN_BYTES:
-        _empty_quarantine(store)
     removed: list[str] = []
     entries = list_entries(store)
     total = sum(c.size for c in entries)
+    short = free_bytes(store.root) < needed_bytes + DISK_MARGIN_BYTES
+    if short or total + _quarantined_bytes(store) + needed_bytes > quota_bytes:
+        _empty_quarantine(store)  # before any engine that is sound
     free = free_bytes(store.root)
     if free + total < needed_bytes + DISK_MARGIN_BYTES:
         # Known before any engine has been removed in vain.
@@ -96,10 +94,10 @@ def make_room(store: Store, needed_bytes: int, quota_bytes: int) -> list[str]:
     return removed
 
 
-def sweep(store: Store) -> list[str]:
+def sweep(store: Store, *, quarantine: bool = True) -> list[str]:
     """Delete what killed processes left behind: staging folders and lock files that nobody holds.
 
-    Also empties the quarantine. Gives the paths that were deleted. Never touches a published entry.
+    Also empties the quarantine, unless told otherwise. Gives the paths that were deleted. Never touches a published entry.
     """
     gone: list[str] = []
     names = _listdir(f"{store.root}/{TEMPORARY}")
@@ -116,7 +114,16 @@ def sweep(store: Store) -> list[str]:
                 store.discard(folder)
             gone.extend(folder for folder in folders if not os.path.lexists(folder))
             remove_lock_file(store, key)
-    return gone + _empty_quarantine(store)
+    return gone + (_empty_quarantine(store) if quarantine else [])
+
+
+def _quarantined_bytes(store: Store) -> int:
+    total = 0
+    for folder, _, names in os.walk(f"{store.root}/{QUARANTINE}"):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{folder}/{name}").st_size
+    return total
 
 
 def _empty_quarantine(store: Store) -> list[str]:
@@ -184,14 +191,30 @@ def verify(
     """
     verdicts: list[Verdict] = []
     for key in list(store.list_keys() if keys is None else keys):
-        cached = _inspect(store, key)
-        fault = cached.fault
-        if not fault and cached.entry is not None:
-            fault = _content_fault(cached.entry, store.folder(key), on_bytes)
-        if fault and not os.path.isdir(store.folder(key)):
-            continue  # evicted while we read
-        verdicts.append(Verdict(key, fault, store.quarantine(key) if fault else ""))
+        fault = _fault(store, key, on_bytes)
+        if fault is not None:
+            verdicts.append(Verdict(key, fault, _set_aside(store, key, fault) if fault else ""))
     return verdicts
+
+
+def _fault(store: Store, key: str, on_bytes: Callable[[int], None] | None) -> str | None:
+    """What is wrong with an entry, "" if nothing, None if it is gone."""
+    found = store.lookup(key, touch=False)
+    if not isinstance(found, tuple):
+        return found
+    entry, folder, lease = found
+    try:  # leased meanwhile, so that it is one and the same entry from beginning to end
+        return _content_fault(entry, folder, on_bytes)
+    finally:
+        lease.close()
+
+
+def _set_aside(store: Store, key: str, fault: str) -> str:
+    """Move a damaged entry to the quarantine, unless another has taken its place or is about to."""
+    with try_key_lock(store, key) as ours:
+        if not ours or _fault(store, key, None) != fault:
+            return ""
+        return store.quarantine(key)
 
 
 def _content_fault(entry: Entry, folder: str, on_bytes: Callable[[int], None] | None) -> str:

@@ -19,10 +19,13 @@ from refit_agent.cli.inspect_commands import driver_text
 from refit_agent.cli.output import count_text, size_text
 from refit_agent.errors import RefitAgentError
 from refit_agent.gpu.detect import detect
-from refit_agent.machine import Machine
+from refit_agent.machine import Machine, version_tuple
 
 Status = Literal["ok", "warn", "fail"]
 _OPTIONAL = ("onnxruntime", "tensorrt-lean-cu12", "tensorrt-lean-cu13", "tensorrt", "tensorrt-rtx")
+_KNOWN = frozenset(
+    f"REFIT_AGENT_{n}" for n in ("HOME", "CACHE_QUOTA", "RUNTIMES", "LOG_LEVEL", "DEBUG", "ALLOW_HOST_CODE")
+)
 _SETTINGS = re.compile(
     r"REFIT_AGENT_|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|MODULE_LOADING)$|NVIDIA_VISIBLE_DEVICES$|"
     r"XDG_(CACHE|STATE)_HOME$|LD_LIBRARY_PATH$"
@@ -111,6 +114,16 @@ def _settings() -> Check:
     # Each raises what is wrong with its setting.
     quota(Store(paths.home().cache))
     logs.level()
+    doubts = [
+        f"{name} is no setting of refit-agent"
+        for name in shown
+        if name.startswith("REFIT_AGENT_") and name not in _KNOWN
+    ]
+    doubts += [f"REFIT_AGENT_RUNTIMES: there is no folder {f}" for f in os.environ.get("REFIT_AGENT_RUNTIMES", "").split(os.pathsep) if f and not os.path.isdir(f)]  # fmt: skip
+    if os.environ.get("REFIT_AGENT_ALLOW_HOST_CODE", "0") not in ("0", "1"):
+        doubts.append("REFIT_AGENT_ALLOW_HOST_CODE counts only as 1")
+    if doubts:
+        return Check("settings", "warn", "; ".join(doubts), lines, "Correct it, or leave it out.", dict(shown))
     return Check("settings", "ok", f"{len(shown)} in the environment" if shown else "none in the environment", lines, facts=dict(shown))  # fmt: skip
 
 
@@ -184,6 +197,11 @@ def runtimes_check(machine: Machine) -> Check:
         return Check("runtimes", "warn", "none for the GPU", lines, "Install one: pip install 'refit-agent[cu13]' (or [cu12] for drivers before 580).", facts)  # fmt: skip
     if not machine.gpus and "onnxruntime" not in modules:
         return Check("runtimes", "warn", "none for the CPU, and there is no GPU", lines, "Install one: pip install 'refit-agent[cpu]'", facts)  # fmt: skip
+    if any(
+        r.module.startswith("tensorrt") and not r.cuda_major and version_tuple(r.version) >= (10,)
+        for r in machine.runtimes
+    ):
+        return Check("runtimes", "warn", "TensorRT for several CUDA majors in one folder: one has overwritten the other", lines, "Uninstall every tensorrt-lean package, then install refit-agent[cu13] or refit-agent[cu12], not both.", facts)  # fmt: skip
     return Check("runtimes", "ok", f"{len(machine.runtimes)} installed", lines, facts=facts)
 
 

@@ -12,10 +12,10 @@ from refit_agent.bundle import Bundle
 from refit_agent.cache.store import Store
 from refit_agent.cli import output
 from refit_agent.cli.group import json_option
-from refit_agent.errors import RefitAgentError
+from refit_agent.errors import RefitAgentError, SelectionError
 from refit_agent.failures import Failures
 from refit_agent.gpu.detect import detect
-from refit_agent.keys import checks_digest, engine_facts, engine_key
+from refit_agent.keys import attempt_context, engine_facts, engine_key
 from refit_agent.machine import Gpu, Machine
 from refit_agent.manifest import Model
 from refit_agent.selection import Candidate, Selection, select
@@ -49,6 +49,8 @@ def explain(bundle: str, model: str | None, profile: str | None, target: str | N
             if not as_json:
                 output.say_error(error.code, f"{one.name}: {error}", error.hint)
             continue
+        if not selection.candidates:
+            code = code or SelectionError.exit_code
         document = _document(one, selection, machine)
         documents.append(document)
         if not as_json:
@@ -77,7 +79,7 @@ def candidate_document(candidate: Candidate, model: Model, profile: str | None, 
     found = Store(home.cache).lookup(key, touch=False)
     if isinstance(found, tuple):
         found[2].close()
-    failure = Failures(home.state).recall(key, checks_digest(candidate, model, profile))
+    failure = Failures(home.state).recall(key, attempt_context(candidate, model, profile))
     return {
         "engine": candidate.engine.path,
         "target": candidate.target,

@@ -154,6 +154,7 @@ def engine_document(model: str, engine: Engine, seconds: float) -> dict[str, obj
         "model": model,
         "profile": engine.profile,
         "hit": engine.hit,
+        "check": engine.check,
         "path": os.fspath(engine),
         "key": engine.key,
         "runtime": engine.runtime,

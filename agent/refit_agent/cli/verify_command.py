@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import click
 
-from refit_agent.bundle import Bundle
+from refit_agent.bundle import MANIFEST_NAME, Bundle
 from refit_agent.cli import output, stop
 from refit_agent.cli.ensure import LazyView, lazy_view
 from refit_agent.cli.group import json_option
 from refit_agent.digest import verify_file
 from refit_agent.errors import BundleError
-from refit_agent.manifest import FileRef
+from refit_agent.manifest import FileRef, unknown_fields
 from refit_agent.progress import Progress
 
 #: More threads than this only make a disk seek.
@@ -45,9 +45,12 @@ def verify(bundle: str, as_json: bool) -> int:
     with lazy_view() as view:
         verdicts = _verify_all(opened, refs, view)
     faults = [v for v in verdicts if v.error is not None]
+    with open(os.path.join(opened.root, MANIFEST_NAME), "rb") as file:
+        unknown = unknown_fields(file.read())
+    unchecked = [m.name for m in opened.manifest.models if not m.golden]
     if as_json:
         files = [_document(verdict) for verdict in verdicts]
-        output.emit_json({"bundle": opened.root, "ok": not faults, "files": files})
+        output.emit_json({"bundle": opened.root, "ok": not faults, "files": files, "unknown_fields": unknown, "models_without_golden": unchecked})  # fmt: skip
     else:
         for verdict in verdicts:
             words = (
@@ -61,6 +64,10 @@ def verify(bundle: str, as_json: bool) -> int:
             f"{output.count_text(len(refs), 'file')}, {total}: "
             + (f"{len(faults)} with faults" if faults else "all sound")
         )
+        for where in unknown:
+            output.emit(f"warning: {where} is no field that this version knows: misspelt, or newer; it has no effect")
+        for name in unchecked:
+            output.emit(f"warning: model {name!r} has no golden data, so its engines are not checked for right results")
         if faults:
             output.emit(f"  hint: {BundleError.advice}")
     return BundleError.exit_code if faults else 0

@@ -32,6 +32,8 @@ def fingerprint() -> str:
     lines = [
         f"format {FORMAT} {refit_agent.__version__}",
         f"python {sys.platform} {sys.prefix!r}",
+        # It decides which driver library is found, and whether one is.
+        f"libraries {environ.get('LD_LIBRARY_PATH')!r}",
         # repr: unset and empty mean opposite things to CUDA.
         f"visible {environ.get('CUDA_VISIBLE_DEVICES')!r} {environ.get('CUDA_DEVICE_ORDER')!r}",
     ]

@@ -15,15 +15,11 @@ def search_folders(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The folders that are searched: those of the module search path, and those named apart.
 
-    Left out of the search path are the current folder and the folder of the running script: the
-    worker is another process and would not find a module there. A frozen app keeps its own folder.
+    The same as the worker gets: all that is absolute. The current folder, which stands there as "", is left
+    out: the worker runs in another.
     """
-    script = ""
-    if not getattr(sys, "frozen", False):
-        main = getattr(sys.modules.get("__main__"), "__file__", None)
-        script = os.path.dirname(os.path.abspath(main)) if main else ""
     entries = sys.path if path is None else path
-    on_path = dict.fromkeys(e for e in entries if isinstance(e, str) and e and e != script and os.path.isabs(e))
+    on_path = dict.fromkeys(e for e in entries if isinstance(e, str) and os.path.isabs(e))
     named = (os.environ if environ is None else environ).get(RUNTIMES_VARIABLE, "")
     apart = dict.fromkeys(os.path.abspath(e) for e in named.split(os.pathsep) if e) if named else {}
     return tuple(on_path), tuple(apart)

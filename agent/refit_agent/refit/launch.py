@@ -15,13 +15,16 @@ from collections.abc import Callable
 import msgspec
 
 from refit_agent.cache.store import write_error
-from refit_agent.errors import RefitError, WorkerCrashed, WorkerTimeout, from_wire
+from refit_agent.errors import Cancelled, RefitError, WorkerCrashed, WorkerTimeout, from_wire
+from refit_agent.gpu.folders import search_folders
 from refit_agent.refit.messages import Done, Event, Failed, Job, Phase, encoder, event_decoder
 from refit_agent.worker import PARENT_VARIABLE
 
 #: The worker gets the parent's module search path as it stands: a host app may have built its own.
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from refit_agent.worker import main; main()"
 _LOG_TAIL_LINES = 20
+#: A runtime that prints without end must not fill the disk.
+_MAX_LOG_BYTES = 64 << 20
 _LOG_TAIL_BYTES = 16 << 10
 _MAX_EVENT_BYTES = 1 << 20
 #: A worker that has closed its standard output has nothing left to do but to end.
@@ -45,7 +48,7 @@ def run_worker(
         WorkerTimeout: not finished after ``deadline_s`` seconds.
         WorkerCrashed: it ended without a word, e.g. by a segmentation fault, or spoke nonsense.
         CacheError: the log cannot be written.
-        RefitError: cancelled.
+        Cancelled: the caller said so.
         RefitAgentError: whatever error the worker reported.
     """
     ends = time.monotonic() + deadline_s
@@ -71,18 +74,15 @@ def run_worker(
                 # Not for longer: one that hangs after its last word must not take the caller with it.
                 how = _how_it_ended(process, min(_LAST_BREATH_S, max(0.0, ends - time.monotonic())))
                 raise WorkerCrashed(how=how, phase=phase, log=_tail(log_path))
+            if os.path.getsize(log_path) > _MAX_LOG_BYTES:
+                raise WorkerCrashed(how="endless output", phase=phase, log=_tail(log_path))
             # Asked after every event too: a worker that reports without a pause must not escape.
             if cancelled():
-                raise cancelled_error()
+                raise Cancelled()
             if time.monotonic() >= ends:
                 raise WorkerTimeout(seconds=round(deadline_s, 3), phase=phase, log=_tail(log_path))
     finally:
         _stop(process)
-
-
-def cancelled_error() -> RefitError:
-    """What a caller gets who said that the work is to stop."""
-    return RefitError(detail="The refit was cancelled.", hint="Ask again when it is wanted.")
 
 
 class _Ended:
@@ -93,7 +93,7 @@ _ENDED = _Ended()
 
 
 def _start(job: Job, log_fd: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _BOOT, *_search_path()]
+    command = [*_interpreter(), "-c", _BOOT, *_search_path()]
     try:
         return subprocess.Popen(
             command,
@@ -110,10 +110,23 @@ def _start(job: Job, log_fd: int) -> subprocess.Popen[bytes]:
         raise RefitError(detail=f"The refit worker could not be started: {error}") from error
 
 
+def _interpreter() -> list[str]:
+    """The Python to run the worker with, as shut off from its surroundings as this one.
+
+    In an app that was frozen into one file ``sys.executable`` is the app itself: it would be started again.
+    """
+    named = os.environ.get("REFIT_AGENT_PYTHON")
+    if not named and (getattr(sys, "frozen", False) or not sys.executable):
+        detail = "This program has no Python interpreter of its own that could run the refit worker."
+        raise RefitError(detail=detail, hint="Set REFIT_AGENT_PYTHON to one that has refit-agent installed.")
+    flags = ["-I"] if sys.flags.isolated else ["-E"] if sys.flags.ignore_environment else []
+    return [named or sys.executable, *flags]
+
+
 def _search_path() -> list[str]:
     ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    path = [os.path.abspath(p) for p in sys.path if p]
-    return path if ours in path else [*path, ours]
+    path = search_folders()[0]
+    return [*path] if ours in path else [*path, ours]
 
 
 def _environment(job: Job) -> dict[str, str]:
@@ -196,7 +209,7 @@ def _how_it_ended(process: subprocess.Popen[bytes], patience_s: float) -> str:
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    if os.name != "posix":
+    if not hasattr(os, "waitid"):  # Windows, and macOS before Python 3.13
         return process.poll() is not None
     try:
         # WNOWAIT: it stays a zombie, and so its number is not given to another process yet.

@@ -34,7 +34,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One refit, complete: the worker asks nobody anything. All paths are absolute.
 
     ``module``, ``module_folder`` and ``module_version`` say which runtime to import from where, and what it
-    must turn out to be; ``gpu`` is the GPU's UUID, "" on the CPU. ``weights`` is the ONNX file in use. ``smoke_run`` asks for a run even without golden data. ``host_code_allowed`` lets the
+    must turn out to be; ``gpu`` is the GPU's UUID, "" on the CPU. ``weights`` is the ONNX file in use. ``smoke_run`` asks for a run even without golden data, with
+    ``smoke_inputs`` if there are any. ``base`` is the bundle's own model with its external files, where
+    ``weights`` is the caller's: the two must be one graph. ``host_code_allowed`` lets the
     bundle bring code of its own (a lean runtime, a plan with host code).
     """
 
@@ -50,6 +52,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str
     golden: tuple[GoldenJob, ...] = ()
     smoke_run: bool = False
+    smoke_inputs: tuple[dict[str, Located], ...] = ()
+    base: tuple[Located, ...] = ()
     lean_runtime: str = ""
     host_code_allowed: bool = False
     background: bool = False

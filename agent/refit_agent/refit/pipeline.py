@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from refit_agent.digest import verify_file
-from refit_agent.errors import PlanInvalid, WeightUnsupported
+from refit_agent.errors import BundleFileMismatch, BundleFileMissing, PlanInvalid, WeightUnsupported
 from refit_agent.refit.messages import Done, FileResult, Job, Located, Phase
+from refit_agent.refit.same_model import require_same_model
 from refit_agent.refit.unpack import PlanImage, unpack
 from refit_agent.refit.verify import BackgroundChecks
 from refit_agent.runtimes import load_runtime
@@ -61,12 +62,13 @@ def run(job: Job, report: Report) -> Done:
     checks = BackgroundChecks()
     with contextlib.ExitStack() as stack:
         with clock.phase("start"):
+            before = _identities(job)
             # The plan is parsed by native code and its runtime is code: these are checked before they are used.
             verify_file(job.plan, job.engine)
             if job.engine.lean_runtime is not None:
                 verify_file(job.lean_runtime, job.engine.lean_runtime)
             checks.start("weights", [partial(verify_file, f.path, f.ref) for f in (job.weights, *job.external)])
-            checks.start("golden", [partial(verify_file, f.path, f.ref) for f in _golden_files(job)])
+            checks.start("golden", [partial(verify_file, f.path, f.ref) for f in (*_golden_files(job), *job.base)])
             runtime = load_runtime(job)
         with clock.phase("unpack") as on_bytes:
             image = stack.enter_context(contextlib.closing(unpack(job.plan, job.engine, on_bytes)))
@@ -81,6 +83,9 @@ def run(job: Job, report: Report) -> Done:
                 weights = stack.enter_context(OnnxWeights(job.weights.path))
                 sources = opened.sources(weights, job.engine.weight_map)
                 _require_checked_files(weights, job)
+                if job.base:
+                    with OnnxWeights(job.base[0].path) as base:
+                        require_same_model(base, weights, {key for s in sources.values() for key in s.sources})
             with clock.phase("refit") as on_weights:
                 _set_all(opened, sources, on_weights)
                 opened.refit()
@@ -99,6 +104,10 @@ def run(job: Job, report: Report) -> Done:
             files = opened.write(job.staging, on_bytes)
     with clock.phase("check"):
         how, error = _check_run(runtime, job, f"{job.staging}/{files[0].name}")
+        # Hashing and use open a file each: an update between the two would be published under the old hash.
+        changed = [path for path, identity in _identities(job).items() if identity != before[path]]
+        if changed:
+            raise BundleFileMismatch(path=changed[0], detail="it changed while the engine was made")
     return _done(files, runtime, how, error, clock.seconds)
 
 
@@ -106,6 +115,23 @@ def _golden_files(job: Job) -> Iterator[Located]:
     for data in job.golden:
         yield from data.inputs.values()
         yield from data.outputs.values()
+    for inputs in job.smoke_inputs:
+        yield from inputs.values()
+
+
+def _identities(job: Job) -> dict[str, tuple[int, ...]]:
+    """What tells each of the bundle's files from another one that takes its name, or from itself after a change."""
+    paths = [job.plan, *(f.path for f in (job.weights, *job.external, *job.base, *_golden_files(job)))]
+    if job.lean_runtime:
+        paths.append(job.lean_runtime)
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            s = os.stat(path)
+        except OSError as error:
+            raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
+        found[path] = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+    return found
 
 
 def _check_plan(image: PlanImage, job: Job) -> None:
@@ -139,7 +165,8 @@ def _check_run(runtime: Runtime, job: Job, path: str) -> tuple[str, float | None
             worst = max(worst, golden.compare(got, golden.load_arrays(data.outputs), data.tolerance))
         return "golden", worst
     if job.smoke_run:
-        golden.require_finite(runtime.run(path, None))
+        for inputs in job.smoke_inputs or (None,):
+            golden.require_no_nan(runtime.run(path, None if inputs is None else golden.load_arrays(inputs)))
         return "smoke", None
     return "none", None
 

@@ -33,6 +33,13 @@ def import_runtime(job: Job) -> ModuleType:
         extra = _EXTRAS.get(job.module, "cu13")
         raise RuntimeMissing(model=job.engine.path, runtime=job.module, extra=extra, hint=hint) from error
     found = str(module.__version__)
-    if version_tuple(found) != version_tuple(job.module_version):
+    if not _same(found, job.module_version):
         raise RuntimeChanged(module=job.module, expected=job.module_version, found=found)
     return module
+
+
+def _same(found: str, expected: str) -> bool:
+    """Whether two spellings name one version: what comes after a plus, and parts that one of them lacks, do not count."""
+    a, b = version_tuple(found.partition("+")[0]), version_tuple(expected.partition("+")[0])
+    shorter = min(len(a), len(b))
+    return not expected or (shorter > 0 and a[:shorter] == b[:shorter])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refit_agent.errors import DeviceFailed, RefitError
+from refit_agent.errors import CheckImpossible, DeviceFailed, RefitError
 from refit_agent.runtimes.base import Array
 from refit_agent.weight_map.batch_norm import float32_to_bfloat16
 
@@ -47,7 +47,7 @@ def run_engine(module: Any, engine: Any, inputs: Mapping[str, Array] | None) -> 
         _choose_profile(engine, context, feeds, buffers.stream)
         for name, array in feeds.items():
             if not context.set_input_shape(name, array.shape):
-                raise RefitError(detail=f"The engine takes no input {name!r} of shape {array.shape}.")
+                raise CheckImpossible(detail=f"The engine takes no input {name!r} of shape {array.shape}.")
             _place(context, name, array.ctypes.data if on_host(name) else buffers.upload(array))
         outputs: dict[str, Array] = {}
         downloads: list[tuple[Array, int]] = []
@@ -69,18 +69,20 @@ def run_engine(module: Any, engine: Any, inputs: Mapping[str, Array] | None) -> 
 
 def _place(context: Any, name: str, address: int) -> None:
     if not context.set_tensor_address(name, address):
-        raise RefitError(detail=f"The engine takes no address for tensor {name!r}.")
+        raise CheckImpossible(detail=f"The engine takes no address for tensor {name!r}.")
 
 
 def _feed(engine: Any, name: str, inputs: Mapping[str, Array]) -> Array:
     if name not in inputs:
-        raise RefitError(detail=f"The golden data has no input {name!r}; it has {', '.join(inputs)}.")
+        raise CheckImpossible(detail=f"The golden data has no input {name!r}; it has {', '.join(inputs)}.")
     wanted = _type(engine, name)
     if engine.get_tensor_dtype(name).name == "BF16" and inputs[name].dtype == np.float32:
         # NumPy has no such type, so a golden file cannot hold it.
         return float32_to_bfloat16(inputs[name]).reshape(inputs[name].shape)
     if inputs[name].dtype != wanted:
-        raise RefitError(detail=f"The golden input {name!r} is {inputs[name].dtype}, and the engine takes {wanted}.")
+        raise CheckImpossible(
+            detail=f"The golden input {name!r} is {inputs[name].dtype}, and the engine takes {wanted}."
+        )
     return np.asarray(inputs[name], order="C")  # ascontiguousarray makes a vector of a scalar
 
 
@@ -121,10 +123,10 @@ def _choose_profile(engine: Any, context: Any, feeds: Mapping[str, Array], strea
         if all(_within(ruled[name], *r[::2]) for name, r in ranges.items() if len(r) == 3):
             # On the stream of the run: on another one the run could begin before the switch is done.
             if index and not context.set_optimization_profile_async(index, stream):
-                raise RefitError(detail=f"Optimization profile {index} could not be chosen.")
+                raise CheckImpossible(detail=f"Optimization profile {index} could not be chosen.")
             return
     shapes = ", ".join(f"{name}: {array.shape}" for name, array in feeds.items())
-    raise RefitError(detail=f"No optimization profile of the engine takes the check input ({shapes}).")
+    raise CheckImpossible(detail=f"No optimization profile of the engine takes the check input ({shapes}).")
 
 
 def _within(shape: tuple[Any, ...], least: Any, most: Any) -> bool:
@@ -134,7 +136,7 @@ def _within(shape: tuple[Any, ...], least: Any, most: Any) -> bool:
 def _shape(context: Any, name: str) -> tuple[int, ...]:
     shape = tuple(context.get_tensor_shape(name))
     if any(d < 0 for d in shape):
-        raise RefitError(
+        raise CheckImpossible(
             detail=f"The shape of output {name!r} depends on the data; such a model cannot be checked yet."
         )
     return shape
@@ -143,7 +145,7 @@ def _shape(context: Any, name: str) -> tuple[int, ...]:
 def _type(engine: Any, name: str) -> np.dtype[Any]:
     member = engine.get_tensor_dtype(name).name
     if member not in _NUMPY:
-        raise RefitError(detail=f"Tensor {name!r} is of type {member}, which cannot be checked yet.")
+        raise CheckImpossible(detail=f"Tensor {name!r} is of type {member}, which cannot be checked yet.")
     return np.dtype(_NUMPY[member])
 
 

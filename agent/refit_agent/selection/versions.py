@@ -164,7 +164,7 @@ def _onnxruntime(engine: Engine, machine: Machine) -> Loader | Misfit:
             "pip install -U 'refit-agent[cpu]'",
             f"onnxruntime {least} or newer (pip install -U 'refit-agent[cpu]')",
         )
-    return Loader(newest, f"{shown(newest)} runs graphs made with {least} or older")
+    return Loader(newest, f"{shown(newest)} runs a graph made with {least}")
 
 
 def same_release(built: str, installed: str) -> bool:

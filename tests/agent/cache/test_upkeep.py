@@ -172,3 +172,14 @@ def test_verification_finds_what_size_and_time_do_not_show(store: Store) -> None
 def test_the_default_quota_is_a_part_of_the_disk(store: Store) -> None:
     """Also before the cache exists."""
     assert 0 < default_quota(store) <= 32 << 30
+
+
+def test_verify_does_not_take_away_what_was_published_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found damaged, replaced by a sound one, and only then set aside: the sound one stays."""
+    key = put(store, 1)
+    monkeypatch.setattr(upkeep, "_content_fault", lambda *_: faults.pop())
+    faults = ["", "damaged"]
+    (verdict,) = upkeep.verify(store)
+    assert verdict.fault == "damaged"
+    assert verdict.set_aside == ""
+    assert isinstance(store.lookup(key), tuple)

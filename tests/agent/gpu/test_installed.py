@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from refit_agent.gpu.folders import search_folders
 from refit_agent.gpu.installed import installed_runtimes
 from refit_agent.machine import InstalledRuntime
+from refit_agent.refit import launch
 
 
 def site(folder: Path, *infos: str, **packages: str) -> str:
@@ -105,15 +105,18 @@ def test_the_first_on_the_path_hides_the_rest_but_folders_apart_all_count(tmp_pa
     )
 
 
-def test_which_folders_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_folders_are_searched(tmp_path: Path) -> None:
     here, script = str(tmp_path), str(tmp_path / "app")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", os.path.join(script, "app.py"), raising=False)
     path = ["", script, here, here, "relative", Path("/x")]
     environ = {"REFIT_AGENT_RUNTIMES": os.pathsep.join([here, "", here])}
-    assert search_folders(path, environ) == ((here,), (here,))
-    assert search_folders(path, {}) == ((here,), ())
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert script in search_folders(path, {})[0]
+    assert search_folders(path, environ) == ((script, here), (here,))
+    assert search_folders(path, {}) == ((script, here), ())
+
+
+def test_the_worker_gets_what_was_searched() -> None:
+    """Otherwise a runtime is found here and not there, or the other way round, at every launch."""
+    given = launch._search_path()
+    assert given[: len(search_folders()[0])] == list(search_folders()[0])
 
 
 def test_this_very_installation_agrees_with_importlib() -> None:
