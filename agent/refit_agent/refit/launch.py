@@ -223,7 +223,8 @@ def _tail(path: str) -> str:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _LOG_TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
+            # Bounded: a worker that still writes would never let the end be reached.
+            text = file.read(_LOG_TAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return "(no log)"
     return "\n".join(text.splitlines()[-_LOG_TAIL_LINES:]) or "(it said nothing)"
