@@ -14,8 +14,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from refit_agent.client.aio import AsyncClient as AsyncClient
+    from refit_agent.client.sync import ServiceClient as ServiceClient
     from refit_agent.engine import Engine as Engine
     from refit_agent.engine import Explanation as Explanation
+    from refit_agent.ensure_async import ensure_engine_async as ensure_engine_async
     from refit_agent.errors import RefitAgentError as RefitAgentError
     from refit_agent.plan_header import PlanHeader as PlanHeader
     from refit_agent.plan_header import read_plan_header as read_plan_header
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncClient": "refit_agent.client.aio",
     "Engine": "refit_agent.engine",
     "Explanation": "refit_agent.engine",
     "OnnxWeights": "refit_agent.weights",
@@ -35,12 +39,14 @@ _HOMES = {
     "Progress": "refit_agent.progress",
     "RefitAgentError": "refit_agent.errors",
     "WeightRef": "refit_agent.weights",
+    "ServiceClient": "refit_agent.client.sync",
     "ensure_engine": "refit_agent.provision",
+    "ensure_engine_async": "refit_agent.ensure_async",
     "explain": "refit_agent.provision",
     "read_plan_header": "refit_agent.plan_header",
 }
 
-__all__ = ["Engine", "Explanation", "OnnxWeights", "PlanHeader", "Progress", "RefitAgentError", "WeightRef", "ensure_engine", "explain", "read_plan_header"]  # fmt: skip
+__all__ = ["AsyncClient", "Engine", "Explanation", "OnnxWeights", "PlanHeader", "Progress", "RefitAgentError", "ServiceClient", "WeightRef", "ensure_engine", "ensure_engine_async", "explain", "read_plan_header"]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from refit_agent.errors import SettingInvalid
@@ -49,10 +50,11 @@ def want(at: str | None = None) -> None:
         _wanted = _DEFAULT
 
 
-def set_up(*, as_json: bool | None = None) -> None:
+def set_up(*, as_json: bool | None = None, logger_factory: Callable[..., WrappedLogger] | None = None) -> None:
     """Send log lines to standard error from now on; a second call changes nothing.
 
-    ``as_json`` None means: unless standard error is a terminal.
+    ``as_json`` None means: unless standard error is a terminal. ``logger_factory`` makes what takes the
+    finished lines instead.
     """
     global _done
     if _done:
@@ -66,7 +68,7 @@ def set_up(*, as_json: bool | None = None) -> None:
     structlog.configure(
         processors=_processors(as_json),
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[_wanted or _DEFAULT]),
-        logger_factory=_StandardError,
+        logger_factory=logger_factory or _StandardError,
         cache_logger_on_first_use=False,
     )
     _done = True

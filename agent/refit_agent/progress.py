@@ -56,3 +56,12 @@ class ProgressMeter:
             begin += (end - begin) * min(1.0, done / total)
         self._fraction = max(self._fraction, begin)
         self._callback(Progress(phase=phase, text=text, fraction=round(self._fraction, 4), done=done, total=total))
+
+    def relay(self, step: Progress) -> None:
+        """Pass on what another process reported; the fraction does not go back here either."""
+        if self._callback is None:
+            return
+        self._fraction = max(self._fraction, min(step.fraction, 1.0))
+        self._callback(
+            Progress(phase=step.phase, text=step.text, fraction=self._fraction, done=step.done, total=step.total)
+        )

@@ -3,6 +3,7 @@
 open the bundle ─► rank its engines for this machine ─► for each, best first:
     in the cache?  ─► done (this path imports nothing heavy)
     failed before? ─► next
+    a service?     ─► it makes the engine, for all who want it; then as found in the cache
     make it (see `make`): under its lock, in a worker process, checked, published whole
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 from refit_agent import paths
 from refit_agent.bundle import Bundle
@@ -51,12 +53,13 @@ def ensure_engine(
     retry_failed: bool = False,
     background: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
+    service: bool | None = None,
 ) -> Engine:
     """The best engine of ``model`` for this machine, ready to load, with a lease on it.
 
     A hit takes well under a millisecond (some more the first time in a process) and reads no file of the
-    bundle but its manifest. Otherwise
-    the engine is made in a worker process, which takes seconds, blocks, and uses GPU and disk;
+    bundle but its manifest. Otherwise the engine is made in a worker process, by the service if there is
+    one and else by this process, which takes seconds, blocks, and uses GPU and disk;
     ``progress`` is called from this thread meanwhile. If the best candidate cannot be made, the next
     best is, and ``explanation`` says why. Safe to call from many threads and many processes at once:
     one of them makes the engine, the others wait for it.
@@ -73,12 +76,15 @@ def ensure_engine(
         retry_failed: try candidates again that failed on this machine before.
         background: work at idle priority.
         cancelled: asked several times a second; True stops the work, which raises Cancelled.
+        service: whether the service is to make what is not in the cache; None means if it answers, and
+            the outcome is the same either way.
 
     Raises:
         BundleError: the bundle is damaged or hostile, or lacks the model or profile.
         SelectionError: nothing in it fits this machine, or there is no such target.
         RefitError, DeviceError: every candidate failed; the error is the best one's.
         CacheError: the cache folder or its disk cannot be used.
+        ServiceError: only with ``service=True``: it cannot be used.
     """
     opened = Bundle.open(bundle)
     wanted = opened.model(model)
@@ -96,11 +102,12 @@ def ensure_engine(
     attempts: list[Attempt] = []
     first: RefitAgentError | None = None
     meter = ProgressMeter(progress)  # one for all candidates: it never goes back
+    ask = service is not False
     disk: CacheError | None = None
     for candidate in selection.candidates:
         facts = engine_facts(candidate, wanted, selection.profile, machine)
         key = engine_key(facts)
-        foreign = _foreign_code(candidate)
+        foreign = foreign_code(candidate)
         if foreign is not None:
             # Asked before the cache is: what another caller allowed is not allowed to this one.
             attempts.append(_attempt(candidate, foreign))
@@ -118,6 +125,13 @@ def ensure_engine(
             attempts.append(_attempt(candidate, remembered))
             first = first or remembered
             continue
+        if ask:
+            ask = False  # what it could not do for the best candidate it has tried for the others too
+            options = _Options(profile, target, weights, deadline_s, retry_failed, background)
+            insist = service is True
+            got = _by_service(opened, wanted, selection, machine, options, store, meter, cancelled, insist=insist)
+            if got is not None:
+                return got
         try:
             # Imported late: what makes engines is of no use to a hit.
             from refit_agent.make import Request, make_engine
@@ -157,7 +171,59 @@ def ensure_engine(
     raise first if first is not None else _nothing_fits(opened, wanted, selection)
 
 
-def _foreign_code(candidate: Candidate) -> PlanRefused | None:
+class _Options(NamedTuple):
+    """What the caller asked for, as the service is to be told."""
+
+    profile: str | None
+    target: str | None
+    weights: str | os.PathLike[str] | None
+    deadline_s: float
+    retry_failed: bool
+    background: bool
+
+
+def _by_service(
+    bundle: Bundle,
+    model: Model,
+    selection: Selection,
+    machine: Machine,
+    options: _Options,
+    store: Store,
+    meter: ProgressMeter,
+    cancelled: Callable[[], bool],
+    *,
+    insist: bool,
+) -> Engine | None:
+    """The engine, made by the service; None if there is none that helps."""
+    # Imported late, as all that a hit does not need.
+    from refit_agent.by_service import common_target, made_by_service, service_to_ask
+
+    path = service_to_ask(selection.candidates, insist=insist)
+    if not path:
+        return None
+    from refit_agent.client.messages import EnsureRequest
+
+    request = EnsureRequest(
+        bundle=bundle.root,
+        model=model.name,
+        profile=options.profile,
+        target=common_target(selection.candidates, options.target),
+        weights=None if options.weights is None else os.path.abspath(options.weights),
+        deadline_s=options.deadline_s,
+        retry_failed=options.retry_failed,
+        background=options.background,
+        pid=os.getpid(),
+    )
+    keys = [(engine_key(engine_facts(c, model, selection.profile, machine)), c) for c in selection.candidates]
+    made = made_by_service(path, request, keys, store, meter, cancelled, insist=insist)
+    if made is None:
+        return None
+    attempts = list(made.result.explanation.attempts)
+    return _engine(made.found, made.candidate, selection, attempts, hit=made.result.hit)
+
+
+def foreign_code(candidate: Candidate) -> PlanRefused | None:
+    """Why the candidate may not be used by this process: it brings code of its own, which nobody has allowed."""
     engine = candidate.engine
     if not (engine.host_code or engine.lean_runtime) or host_code_allowed():
         return None

@@ -19,6 +19,7 @@ from refit_agent.errors import RefitAgentError
 
 ROOT = Path(refit_agent.__file__).parent
 FILES = sorted(p for p in ROOT.rglob("*.py"))
+SERVICE = sorted((ROOT.parents[1] / "service" / "refit_service").rglob("*.py"))
 HEAVY = ("numpy", "rich", "onnxruntime", "structlog", "tensorrt", "tensorrt_lean", "tensorrt_rtx", "cuda", "pynvml", "click", "filelock", "ctypes", "shutil", "subprocess", "platformdirs")  # fmt: skip
 
 
@@ -46,6 +47,7 @@ FORBIDDEN = {
     "refit_agent.runtimes": ["refit_agent.cli", "refit_agent.provision", "refit_agent.cache", "refit_agent.bundle"],
     "refit_agent.refit": ["refit_agent.cli", "refit_agent.provision", "refit_agent.make", "refit_agent.bundle"],
     "refit_agent.provision": ["refit_agent.cli"],
+    "refit_agent.client": ["refit_agent.cli", "refit_agent.provision", "refit_agent.make", "refit_agent.cache"],
     "refit_agent.make": ["refit_agent.cli", "refit_agent.provision"],
 }
 
@@ -77,7 +79,7 @@ def test_nothing_but_the_command_line_imports_it() -> None:
 
 def _raises() -> Iterator[tuple[Path, int, type[RefitAgentError], set[str]]]:
     kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
-    for path in FILES:
+    for path in [*FILES, *SERVICE]:
         if path.name == "errors.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
@@ -119,7 +121,7 @@ def test_the_public_names_exist_and_are_sorted() -> None:
         refit_agent.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
+@pytest.mark.parametrize("path", [*FILES, *SERVICE], ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_module_says_what_it_is_for(path: Path) -> None:
     """Each module begins with a docstring, and each exported function and class has one."""
     tree = ast.parse(path.read_text())

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Sequence
 
 import click
 
 from refit_agent import paths
-from refit_agent.cache.entry import ENTRY_NAME
 from refit_agent.cache.store import Store
-from refit_agent.cache.upkeep import Cached, default_quota, list_entries
+from refit_agent.cache.upkeep import list_entries
 from refit_agent.cli import output, stop
+from refit_agent.cli.cache_document import entry_document, quota
 from refit_agent.cli.ensure import lazy_view
 from refit_agent.cli.group import json_option
 from refit_agent.errors import EntryDamaged
 from refit_agent.progress import Progress
-from refit_agent.settings import cache_quota, parse_size
+from refit_agent.settings import parse_size
 
 
 @click.group(short_help="List, check and empty the cache of finished engines.")
@@ -37,28 +35,6 @@ def _store() -> Store:
     return store
 
 
-def quota(store: Store) -> int:
-    """The cache's limit in bytes, from the environment or by default."""
-    wanted = cache_quota()
-    return default_quota(store) if wanted is None else wanted
-
-
-def is_leased(store: Store, key: str) -> bool | None:
-    """Whether some process uses the entry; None where the system does not let us tell."""
-    if sys.platform == "win32":
-        return None
-    from refit_agent.cache import _posix
-
-    try:
-        fd = os.open(os.path.join(store.folder(key), ENTRY_NAME), _posix.OPEN_FLAGS)
-    except OSError:
-        return False
-    try:
-        return not _posix.lock_exclusive(fd)
-    finally:
-        os.close(fd)
-
-
 @cache.command("list", short_help="List the engines, least recently used first.")
 @json_option
 def list_command(as_json: bool) -> int:
@@ -71,7 +47,7 @@ def list_command(as_json: bool) -> int:
     store = _store()
     entries = list_entries(store)
     total, limit = sum(c.size for c in entries), quota(store)
-    documents = [_document(store, cached) for cached in entries]
+    documents = [entry_document(store, cached) for cached in entries]
     if as_json:
         output.emit_json({"cache": store.root, "bytes": total, "quota_bytes": limit, "entries": documents})
         return 0
@@ -86,23 +62,6 @@ def list_command(as_json: bool) -> int:
         f"{output.count_text(len(entries), 'engine')}, {output.size_text(total)} of {output.size_text(limit)}, in {store.root}"
     )
     return 0
-
-
-def _document(store: Store, cached: Cached) -> dict[str, object]:
-    entry = cached.entry
-    known: dict[str, object] = {} if entry is None else {
-        "app": entry.app, "model": entry.model, "profile": entry.profile, "target": entry.target,
-        "runtime": entry.runtime, "runtime_version": entry.runtime_version, "created": entry.created,
-        "golden_error": entry.golden_error, "path": f"{store.folder(cached.key)}/{entry.plan}",
-    }  # fmt: skip
-    return {
-        "key": cached.key,
-        **known,
-        "bytes": cached.size,
-        "last_used": cached.last_used,
-        "leased": is_leased(store, cached.key),
-        "fault": cached.fault,
-    }
 
 
 def _row(document: dict[str, object], optional: Sequence[str]) -> tuple[str, ...]:

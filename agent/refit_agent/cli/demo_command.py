@@ -13,8 +13,9 @@ from refit_agent.bundle import Bundle
 from refit_agent.cache.store import Store
 from refit_agent.cli import output
 from refit_agent.cli.ensure import ensure, lazy_view
+from refit_agent.cli.explain_document import candidate_document
 from refit_agent.cli.group import json_option
-from refit_agent.cli.inspect_commands import candidate_document, driver_text
+from refit_agent.cli.inspect_commands import driver_text
 from refit_agent.gpu.detect import detect
 from refit_agent.selection import select
 

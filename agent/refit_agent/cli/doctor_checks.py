@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from refit_agent import __version__, logs, paths
 from refit_agent.cache.store import Store, free_bytes
 from refit_agent.cache.upkeep import DISK_MARGIN_BYTES, list_entries
-from refit_agent.cli.cache_commands import is_leased, quota
+from refit_agent.cli.cache_document import is_leased, quota
 from refit_agent.cli.inspect_commands import driver_text
 from refit_agent.cli.output import count_text, size_text
 from refit_agent.errors import RefitAgentError

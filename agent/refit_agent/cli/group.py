@@ -23,7 +23,11 @@ _COMMANDS = {
     "verify": "refit_agent.cli.verify_command:verify",
     "gpus": "refit_agent.cli.inspect_commands:gpus",
     "cache": "refit_agent.cli.cache_commands:cache",
+    "serve": "refit_agent.cli.serve_command:serve",
     "doctor": "refit_agent.cli.doctor_command:doctor",
+    "status": "refit_agent.cli.status_commands:status",
+    "watch": "refit_agent.cli.status_commands:watch",
+    "bundles": "refit_agent.cli.status_commands:bundles",
 }
 _EPILOG = """\b
 Exit codes: 0 done; 1 a failed check, or a fault of refit-agent; 2 usage or
@@ -34,7 +38,8 @@ machine; 6 the engine could not be made; 7 cache or disk; 8 the service;
 \b
 Environment: REFIT_AGENT_HOME moves cache and state under one folder;
 REFIT_AGENT_CACHE_QUOTA (such as 20G) limits the cache; REFIT_AGENT_RUNTIMES
-names further folders with runtimes; REFIT_AGENT_LOG_LEVEL and
+names further folders with runtimes; REFIT_AGENT_SOCKET is the service's
+socket (empty: use no service); REFIT_AGENT_LOG_LEVEL and
 REFIT_AGENT_DEBUG=1 say more on standard error.
 """
 

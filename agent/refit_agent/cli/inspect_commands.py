@@ -7,18 +7,11 @@ import time
 import click
 import msgspec
 
-from refit_agent import paths
-from refit_agent.bundle import Bundle
-from refit_agent.cache.store import Store
 from refit_agent.cli import output
+from refit_agent.cli.explain_document import explain_document
 from refit_agent.cli.group import json_option
-from refit_agent.errors import RefitAgentError, SelectionError
-from refit_agent.failures import Failures
 from refit_agent.gpu.detect import detect
-from refit_agent.keys import attempt_context, engine_facts, engine_key
 from refit_agent.machine import Gpu, Machine
-from refit_agent.manifest import Model
-from refit_agent.selection import Candidate, Selection, select
 
 
 @click.command(short_help="Show which engine fits this machine, and why not the others.")
@@ -35,66 +28,19 @@ def explain(bundle: str, model: str | None, profile: str | None, target: str | N
     Example:
       refit-agent explain /opt/app/bundle --model denoiser
     """
-    opened = Bundle.open(bundle)
-    models = opened.manifest.models if model is None else (opened.model(model),)
-    machine = detect()
-    documents: list[dict[str, object]] = []
-    code = 0
-    for one in models:
-        try:
-            selection = select(opened.manifest, one, profile, machine, target)
-        except RefitAgentError as error:
-            documents.append({"model": one.name, "error": output.describe(error)})
-            code = code or error.exit_code
-            if not as_json:
-                output.say_error(error.code, f"{one.name}: {error}", error.hint)
-            continue
-        if not selection.candidates:
-            code = code or SelectionError.exit_code
-        document = _document(one, selection, machine)
-        documents.append(document)
-        if not as_json:
-            _say(document)
+    found, code = explain_document(bundle, model, profile, target)
     if as_json:
-        output.emit_json({"bundle": opened.root, "app": opened.manifest.app.id, "models": documents})
+        output.emit_json(found)
+        return code
+    models = found["models"]
+    assert isinstance(models, list)
+    for one in models:
+        if "error" in one:
+            error = one["error"]
+            output.say_error(error["code"], f"{one['model']}: {error['message']}", error["hint"])
+        else:
+            _say(one)
     return code
-
-
-def _document(model: Model, selection: Selection, machine: Machine) -> dict[str, object]:
-    return {
-        "model": model.name,
-        "profile": selection.profile,
-        "candidates": [candidate_document(c, model, selection.profile, machine) for c in selection.candidates],
-        "refusals": [
-            {"engine": r.engine_path, "target": r.target, "code": r.code, "reason": r.reason, "needs": r.need}
-            for r in selection.refusals
-        ],
-    }
-
-
-def candidate_document(candidate: Candidate, model: Model, profile: str | None, machine: Machine) -> dict[str, object]:
-    """One candidate as it stands in a JSON document, with what is known of it from before."""
-    home = paths.home()
-    key = engine_key(engine_facts(candidate, model, profile, machine))
-    found = Store(home.cache).lookup(key, touch=False)
-    if isinstance(found, tuple):
-        found[2].close()
-    failure = Failures(home.state).recall(key, attempt_context(candidate, model, profile))
-    return {
-        "engine": candidate.engine.path,
-        "target": candidate.target,
-        "gpu": None if candidate.gpu is None else candidate.gpu.name,
-        "tier": candidate.tier,
-        "reason": candidate.reason,
-        "runtime": candidate.engine.runtime,
-        "module": candidate.runtime.module,
-        "module_version": candidate.runtime.version,
-        "module_folder": candidate.runtime.folder,
-        "key": key,
-        "cached": isinstance(found, tuple),
-        "cache_fault": found if isinstance(found, str) else "",
-        "failed_before": None if failure is None else output.describe(failure),
-    }
 
 
 def _say(document: dict[str, object]) -> None:

@@ -58,6 +58,11 @@ def _dispatch(arguments: Sequence[str]) -> int:
         from refit_agent.cli.path_command import print_path
 
         return print_path(arguments[1], arguments[2])
+    if list(arguments) == ["serve"]:
+        # Without click: what is imported here stays in memory for as long as the user is logged in.
+        from refit_agent.cli.start_service import start_service
+
+        return start_service()
     from refit_agent.cli.group import invoke
 
     return invoke(arguments)

@@ -1,0 +1,42 @@
+"""Asks the driver in a process of its own: NVML stays out of the service's memory, and its crashes too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from refit_agent import paths
+from refit_agent.gpu.fingerprint import fingerprint
+from refit_agent.gpu.remembered import recall
+
+_BOOT = "import sys; sys.path[:] = sys.argv[1:]; "
+_DETECT = "from refit_agent.gpu.detect import detect; detect()"
+_LOAD = "from refit_service.idle import gpu_at_work; print(gpu_at_work())"
+_DEADLINE_S = 30.0
+
+
+def learn_machine(home: paths.Home) -> None:
+    """See to it that this machine's description is remembered, so that the event loop never asks the driver.
+
+    Blocks while the driver answers. What could not be asked here is asked by the first who needs it.
+    """
+    if recall(home.state, fingerprint()) is None:
+        _run(_DETECT)
+
+
+def gpu_load() -> str:
+    """What `idle.gpu_at_work` says. Blocks."""
+    return _run(_LOAD).strip()
+
+
+def _run(code: str) -> str:
+    # The same search path, since what is installed there is part of the machine's description.
+    command = [sys.executable, "-c", _BOOT + code, *(os.path.abspath(p) for p in sys.path if p)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_DEADLINE_S, cwd=os.sep
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

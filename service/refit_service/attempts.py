@@ -1,0 +1,94 @@
+"""What background work tried in vain, kept in ``<state>/warm.json``.
+
+An attempt is noted before it begins. So a service that is killed by what it does in the background, again
+and again, waits longer each time, as after any other failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+import msgspec
+
+from refit_agent.errors import RefitAgentError
+from refit_service.protocol import WarmFailure
+
+_FILE = "warm.json"
+_FIRST_WAIT_S = 60.0
+_LONGEST_WAIT_S = 6 * 3600.0
+_decoder = msgspec.json.Decoder(list[WarmFailure])
+Target = tuple[str, str, str | None]
+
+
+class Attempts:
+    """Failures by (bundle, model, target). Used by the event loop's thread alone."""
+
+    def __init__(self, state: str) -> None:
+        self._state = state
+        self._path = os.path.join(state, _FILE)
+        self._failures: dict[Target, WarmFailure] = {}
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError), open(self._path, "rb") as file:
+            self._failures = {(f.bundle, f.model, f.target): f for f in _decoder.decode(file.read())}
+
+    def failures(self) -> tuple[WarmFailure, ...]:
+        """All of them."""
+        return tuple(self._failures.values())
+
+    def wait_s(self, what: Target) -> float:
+        """Seconds until this may be tried again, 0 for now."""
+        failure = self._failures.get(what)
+        if failure is None:
+            return 0.0
+        left = failure.not_before - time.time()
+        # A clock set back would otherwise put it off for as long as it was set back by.
+        return left if 0 < left <= _LONGEST_WAIT_S else 0.0
+
+    def begin(self, what: Target) -> None:
+        """Note that it is tried now."""
+        self._note(what, "service-stopped", "The service ended while it made this engine.")
+
+    def failed(self, what: Target, error: BaseException) -> None:
+        """Note what became of the try that `begin` noted."""
+        code = error.code if isinstance(error, RefitAgentError) else "internal"
+        before = self._failures[what]
+        self._failures[what] = msgspec.structs.replace(before, code=code, message=str(error)[:2000])
+        self._save()
+
+    def forget(self, what: Target) -> None:
+        """It went well, or was stopped for no fault of its own."""
+        if self._failures.pop(what, None) is not None:
+            self._save()
+
+    def keep_only(self, wanted: set[Target]) -> None:
+        """Forget what nobody wants any more."""
+        for what in [w for w in self._failures if w not in wanted]:
+            self.forget(what)
+
+    def _note(self, what: Target, code: str, message: str) -> None:
+        before = self._failures.get(what)
+        tries = 1 if before is None else before.tries + 1
+        wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(tries - 1, 20))
+        bundle, model, target = what
+        self._failures[what] = WarmFailure(
+            bundle=bundle,
+            model=model,
+            target=target,
+            code=code,
+            message=message,
+            tries=tries,
+            not_before=time.time() + wait_s,
+        )
+        self._save()
+
+    def _save(self) -> None:
+        temporary = f"{self._path}.{os.urandom(4).hex()}.tmp"
+        try:
+            os.makedirs(self._state, mode=0o700, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(msgspec.json.encode(list(self._failures.values())))
+            os.replace(temporary, self._path)
+        except OSError:  # a full disk costs a repeated try after the next start
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)

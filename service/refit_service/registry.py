@@ -1,0 +1,121 @@
+"""The bundles that apps registered, kept in ``<state>/bundles.json`` from one start to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+
+import msgspec
+
+from refit_agent.bundle import Bundle
+from refit_agent.cache.store import write_error
+from refit_agent.errors import NoSuchBundle, SettingInvalid
+from refit_service.protocol import BundleRecord
+
+_FILE = "bundles.json"
+_ID_DIGITS = 16
+_decoder = msgspec.json.Decoder(list[BundleRecord])
+
+
+class Registry:
+    """The registered bundles. Used by the event loop's thread alone; small files, written whole."""
+
+    def __init__(self, state: str) -> None:
+        self._state = state
+        self._path = os.path.join(state, _FILE)
+        self._records: dict[str, BundleRecord] = {}
+
+    def load(self) -> str:
+        """Read what was registered before. A text says why that was not possible: the file is then set aside
+        and the registry begins empty, since a service that does not start helps no app."""
+        try:
+            with open(self._path, "rb") as file:
+                records = _decoder.decode(file.read())
+        except FileNotFoundError:
+            return ""
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            with contextlib.suppress(OSError):
+                os.replace(self._path, self._path + ".damaged")
+            return f"{self._path} cannot be read and was set aside: {error}"
+        self._records = {record.id: record for record in records}
+        return ""
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def records(self) -> tuple[BundleRecord, ...]:
+        """All of them, oldest first."""
+        return tuple(self._records.values())
+
+    def add(self, path: str) -> tuple[BundleRecord, bool]:
+        """Register the bundle in the folder ``path``; gives its record and whether it is new.
+
+        Raises:
+            SettingInvalid: the path is not absolute.
+            BundleError: there is no sound bundle.
+            DiskFull, CacheUnwritable: the state folder cannot be written; nothing was registered.
+        """
+        opened = Bundle.open(_absolute(path))
+        root = os.path.realpath(opened.root)
+        name = hashlib.sha256(os.fsencode(root)).hexdigest()[:_ID_DIGITS]
+        known = self._records.get(name)
+        app = opened.manifest.app
+        record = BundleRecord(
+            id=name,
+            path=root,
+            app=app.id,
+            name=app.name,
+            version=app.version,
+            models=tuple(model.name for model in opened.manifest.models),
+            registered=time.time() if known is None else known.registered,
+        )
+        if record != known:
+            self._save({**self._records, name: record})
+        return record, known is None
+
+    def remove(self, name: str) -> None:
+        """Forget a bundle; its engines stay in the cache until they are evicted. Raises NoSuchBundle."""
+        if name not in self._records:
+            raise NoSuchBundle(id=name)
+        self._save({key: record for key, record in self._records.items() if key != name})
+
+    def folder(self, bundle: str) -> str:
+        """The folder of a bundle that a request names by path or id.
+
+        Raises:
+            NoSuchBundle, SettingInvalid.
+        """
+        if os.path.isabs(bundle):
+            return _absolute(bundle)
+        record = self._records.get(bundle)
+        if record is not None:
+            return record.path
+        if len(bundle) == _ID_DIGITS and set(bundle) <= set("0123456789abcdef"):
+            raise NoSuchBundle(id=bundle)
+        return _absolute(bundle)
+
+    def _save(self, records: dict[str, BundleRecord]) -> None:
+        temporary = f"{self._path}.{os.urandom(4).hex()}.tmp"
+        try:
+            os.makedirs(self._state, mode=0o700, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(list(records.values())), indent=1))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise write_error(error, self._path) from error
+        self._records = records
+
+
+def _absolute(path: str) -> str:
+    # The service's own folder means nothing to a client; NUL is in no file's name.
+    if not os.path.isabs(path) or "\0" in path:
+        raise SettingInvalid(
+            name="the bundle", value=path, wanted="an absolute path, nor the id of a registered bundle"
+        )
+    return path

@@ -1,0 +1,174 @@
+"""Makes in the background what registered bundles will need: at start-up, after a registration, never twice.
+
+Compares bundles by models by kinds of GPU with the cache, then makes what is missing, one engine at a time and
+after everything that an app waits for. Sleeps for good when nothing is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from refit_agent import paths
+from refit_agent.bundle import Bundle
+from refit_agent.errors import RefitAgentError
+from refit_agent.selection import select
+from refit_service.apart import gpu_load
+from refit_service.attempts import Attempts, Target
+from refit_service.idle import power_reason, warm_wanted
+from refit_service.jobs import Job, Jobs, Waiter
+from refit_service.lookup import Hit, Missing, Wish, look_up, machine_now
+from refit_service.protocol import BundleRecord, WarmRecord
+from refit_service.registry import Registry
+from refit_service.threads import in_thread
+
+#: How long to wait before asking again whether the machine has time, and how often while work is done.
+_PAUSE_S = 60.0
+_WATCH_S = 15.0
+
+
+class Warmer:
+    """The background work of one service."""
+
+    def __init__(
+        self, registry: Registry, jobs: Jobs, state: str, report: Callable[[BaseException, str], None]
+    ) -> None:
+        self._registry = registry
+        self._jobs = jobs
+        self._attempts = Attempts(state)
+        self._report = report
+        self._news = asyncio.Event()
+        self._state = "idle"
+        self._reason = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, unless REFIT_AGENT_WARM=0 says not to."""
+        if not warm_wanted():
+            self._state, self._reason = "paused", "REFIT_AGENT_WARM=0 turns it off"
+            return
+        self._news.set()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def look_again(self) -> None:
+        """A bundle was registered or removed, or an error was mended."""
+        self._news.set()
+
+    async def stop(self) -> None:
+        """End; a job that it waits for loses this waiter."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    def record(self) -> WarmRecord:
+        """What it does now."""
+        return WarmRecord(state=self._state, reason=self._reason, failures=self._attempts.failures())
+
+    async def _run(self) -> None:
+        while True:
+            self._news.clear()
+            try:
+                again_s = await self._round()
+            except Exception as error:  # noqa: BLE001 - a fault here must not end all background work unnoticed
+                self._report(error, "warm")
+                again_s = _PAUSE_S
+            try:
+                await asyncio.wait_for(self._news.wait(), again_s)
+            except asyncio.TimeoutError:
+                continue
+
+    async def _round(self) -> float | None:
+        """Make what is missing; gives the seconds after which to look again, None for not before there is news."""
+        waits: list[float] = []
+        self._state, self._reason = "idle", ""
+        wanted: set[Target] = set()
+        for record in self._registry.records():
+            for what in self._targets(record):
+                wanted.add(what)
+                wait_s = self._attempts.wait_s(what)
+                if wait_s == 0:
+                    wait_s = await self._provide(what)
+                if wait_s > 0:
+                    waits.append(wait_s)
+        self._attempts.keep_only(wanted)
+        return min(waits, default=None)
+
+    def _targets(self, record: BundleRecord) -> Iterator[Target]:
+        try:
+            bundle = Bundle.open(record.path)
+            machine = machine_now(paths.home())
+            for model in bundle.manifest.models:
+                kinds: dict[tuple[str, str], str] = {}
+                for gpu in machine.gpus:
+                    kinds.setdefault((gpu.name, gpu.compute_capability), f"cuda:{gpu.index}")
+                fit = [t for t in kinds.values() if select(bundle.manifest, model, None, machine, t).candidates]
+                yield from ((record.path, model.name, target) for target in fit)
+                if not fit:
+                    yield record.path, model.name, None
+        except RefitAgentError as error:
+            what = (record.path, "", None)
+            if self._attempts.wait_s(what) == 0:
+                self._attempts.begin(what)
+                self._attempts.failed(what, error)
+                self._report(error, record.id)
+            yield what
+
+    async def _provide(self, what: Target) -> float:
+        """Make one engine if it is missing; gives the seconds to wait before it is tried again, 0 when it is there."""
+        wish = Wish(what[0], what[1], target=what[2], background=True)
+        try:
+            found = look_up(wish)
+        except RefitAgentError as error:
+            self._attempts.begin(what)
+            self._attempts.failed(what, error)
+            return self._attempts.wait_s(what)
+        if isinstance(found, Hit):
+            found.lease.close()
+            self._attempts.forget(what)
+            return 0.0
+        reason = await self._reason_to_wait()
+        if reason:
+            self._state, self._reason = "paused", reason
+            return _PAUSE_S
+        self._state, self._reason = "working", ""
+        return await self._make(what, wish, found)
+
+    async def _make(self, what: Target, wish: Wish, missing: Missing) -> float:
+        self._attempts.begin(what)
+        waiter = Waiter(0, background=True)
+        job = self._jobs.join(wish, missing, waiter, "warm")
+        try:
+            reason = await self._watch(job)
+        finally:
+            self._jobs.leave(job, waiter)
+            if not job.done:
+                self._attempts.forget(what)
+        if reason:
+            self._state, self._reason = "paused", reason
+            return _PAUSE_S
+        self._state = "idle"
+        if job.error is not None:
+            self._attempts.failed(what, job.error)
+            return self._attempts.wait_s(what)
+        self._attempts.forget(what)
+        return 0.0
+
+    async def _watch(self, job: Job) -> str:
+        """Wait for the job; gives why it is to be given up, "" when it is done."""
+        asked = asyncio.get_running_loop().time()
+        while not job.done:
+            await job.wait_change(job.version, _WATCH_S)
+            now = asyncio.get_running_loop().time()
+            if job.background and not job.done and now - asked >= _WATCH_S:
+                asked = now
+                # Not the GPU's load: that is our own worker's.
+                reason = power_reason()
+                if reason:
+                    return reason
+        return ""
+
+    async def _reason_to_wait(self) -> str:
+        reason = power_reason()
+        if reason or not machine_now(paths.home()).gpus:
+            return reason
+        return await in_thread(gpu_load, "warm-ask")

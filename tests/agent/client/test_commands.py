@@ -1,0 +1,143 @@
+"""`refit-agent status|watch|bundles`, and the commands that make engines, with a service at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bundles import MODEL, make_bundle
+
+from .conftest import Serve
+from .fake_service import STATUS, Asked, Peer
+
+JOB = {"key": "k1", "model": "mlp", "engine": "plans/mlp.cpu", "target": "cpu", "phase": "refit", "fraction": 0.25, "done": 1, "total": 4, "waiters": 2, "background": False, "since": 1.0}  # fmt: skip
+
+
+def run(*arguments: str | Path, code: int = 0) -> Any:
+    """The command in a process of its own; its document, or its lines."""
+    done = subprocess.run([sys.executable, "-m", "refit_agent", *map(str, arguments)], capture_output=True, text=True, timeout=30)  # fmt: skip
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    return json.loads(done.stdout) if "--json" in arguments else done.stdout + done.stderr
+
+
+def test_without_a_service_every_one_says_so() -> None:
+    """With the exit code of the service's family."""
+    for command in (["status"], ["watch"], ["bundles", "list"], ["bundles", "add", "/b"], ["bundles", "remove", "x"]):
+        assert "error [service-unreachable]" in run(*command, code=8)
+    assert run("status", "--json", code=8)["error"]["code"] == "service-unreachable"
+
+
+def test_status_says_what_the_service_does(serve: Serve, home: Path) -> None:
+    """For people and for programs."""
+    status = STATUS | {
+        "jobs": [JOB],
+        "warm": {"state": "paused", "reason": "on battery", "failures": [{"bundle": "/b", "model": "m", "code": "disk-full", "message": "full\nup"}]},
+        "errors": [{"when": time.time(), "code": "disk-full", "message": "no room"}],
+    }  # fmt: skip
+    serve(lambda peer, asked: peer.json(status))
+    text = run("status")
+    for words in (
+        "up for 61.5 s",
+        "1 engine in the cache, 1.0 KiB of 4.0 KiB; 0 bundles",
+        "background work: paused: on battery",
+        "failed: m of /b: full\n",
+        "making mlp (plans/mlp.cpu) for cpu: 25% refit, 2 callers waiting",
+        "error just now [disk-full]: no room",
+        str(home / "run" / "agent.sock"),
+    ):
+        assert words in text
+    document = run("status", "--json")
+    assert document["jobs"] == [JOB]
+    assert document["socket"] == str(home / "run" / "agent.sock")
+
+
+def _statuses(*each: dict[str, object]) -> Any:
+    left = list(each)
+
+    def behave(peer: Peer, asked: Asked) -> None:
+        peer.json(left.pop(0) if len(left) > 1 else left[0])
+
+    return behave
+
+
+def test_watch_shows_changes_and_ends_when_asked_to(serve: Serve) -> None:
+    """A line for each change, none for the same again."""
+    working = STATUS | {"warm": {"state": "working", "reason": "", "failures": []}}
+    serve(_statuses(working | {"jobs": [JOB]}, working | {"jobs": [JOB]}, working | {"jobs": [JOB | {"fraction": 0.5}]}, working, STATUS))  # fmt: skip
+    lines = run("watch", "--until-idle", "--every", "0.05").splitlines()
+    assert lines == [
+        "mlp (plans/mlp.cpu) for cpu: 25% refit, 2 callers waiting",
+        "background work: working",
+        "mlp (plans/mlp.cpu) for cpu: 50% refit, 2 callers waiting",
+        "mlp (plans/mlp.cpu) for cpu: over",
+        "background work: idle",
+    ]
+    assert run("watch", "--json")["idle"]
+
+
+def test_watch_ends_with_ctrl_c(serve: Serve) -> None:
+    """As every command does."""
+    service = serve()
+    process = subprocess.Popen([sys.executable, "-m", "refit_agent", "watch"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    with process:
+        while not service.asked:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+
+
+def test_bundles_are_added_listed_and_removed(serve: Serve, bundle: Path, tmp_path: Path) -> None:
+    """By folder or by id; a folder that is gone can still be removed."""
+    service = serve()
+    assert run("bundles", "list").strip() == "no bundle is registered"
+    record = run("bundles", "add", bundle, "--json")
+    assert record["path"] == str(bundle)
+    assert "Test 1 (org.example), 1 model, " in run("bundles", "list")
+    assert [b["id"] for b in run("bundles", "list", "--json")["bundles"]] == [record["id"]]
+    bundle.rename(tmp_path / "gone")
+    assert run("bundles", "remove", bundle, "--json") == {"removed": record["id"]}
+    assert "not-found" in run("bundles", "remove", "nonsense", code=8)
+    run("bundles", "add", "relative")
+    assert service.bundles["0123456789abcdef"]["path"] == os.path.abspath("relative")
+    run("bundles", "remove", "0123456789abcdef")
+    assert service.bundles == {}
+
+
+def test_path_and_provision_use_the_service(serve: Serve, bundle: Path, tmp_path: Path) -> None:
+    """Without a word about it: the result is the same."""
+    service = serve()
+    path = run("path", bundle, MODEL).splitlines()[-1]
+    assert os.path.isfile(path) or "ready" in path
+    assert [a.target for a in service.asked] == ["/v1/engines:ensure", "/v1/leases/lease-1"]
+    other = make_bundle(tmp_path / "other", seed=7)
+    document = run("provision", other, "--json")
+    assert not document["engines"][0]["hit"]
+    assert len(service.asked) == 4
+    assert run("path", other, MODEL).strip() == document["engines"][0]["path"]
+    assert len(service.asked) == 4
+
+
+def test_ctrl_c_in_a_command_hangs_up(serve: Serve, bundle: Path) -> None:
+    """The service stops what nobody waits for."""
+    left: list[bool] = []
+
+    def work(peer: Peer, asked: Asked) -> None:
+        peer.begin_stream()
+        peer.step()
+        left.append(peer.wait_for_hang_up())
+
+    service = serve(work)
+    process = subprocess.Popen([sys.executable, "-m", "refit_agent", "path", str(bundle), MODEL], stderr=subprocess.PIPE, text=True)  # fmt: skip
+    with process:
+        assert process.stderr is not None
+        assert "50% refit" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    service.close()
+    assert left == [True]
