@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _perform(out: int, job: Job) -> Event:
-    from refit_agent.errors import RefitAgentError, RefitError
+    from refit_agent.errors import BundleFileMissing, RefitAgentError, RefitError
     from refit_agent.refit import pipeline
     from refit_agent.refit.messages import Failed
 
@@ -68,6 +68,9 @@ def _perform(out: int, job: Job) -> Event:
 
         if isinstance(error.filename, str) and not error.filename.startswith(job.staging):
             # Something was not read; "the cache cannot be written" would send its reader astray.
+            if isinstance(error, FileNotFoundError):
+                facts: dict[str, object] = {"path": error.filename, "detail": error.strerror}
+                return Failed(code=BundleFileMissing.code, facts=facts)
             return Failed(code=RefitError.code, facts={"detail": f"The refit failed: {error}."})
         failure = write_error(error, job.staging)
         return Failed(code=failure.code, facts=_plain(failure.facts))

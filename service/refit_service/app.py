@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -16,17 +17,27 @@ from refit_service.problems import Refusal, problem_of, problem_response
 from refit_service.protocol import PROTOCOL
 from refit_service.state import SERVICE, Service
 
+if TYPE_CHECKING:
+    from refit_service.gate import Gate
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LONGEST_ID = 64
 
 
-def make_app(service: Service, heard: Callable[[web.RequestHandler], None]) -> web.Application:
-    """The application over ``service``; ``heard`` is told of every connection that made a request."""
+def make_app(
+    service: Service, heard: Callable[[web.RequestHandler], None], gate: Gate | None = None
+) -> web.Application:
+    """The application over ``service``; ``heard`` is told of every connection that made a request. With a ``gate``
+    every request must pass it, whatever it asks for."""
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-        heard(request.protocol)
         number = request["id"] = _request_id(request)
+        if gate is not None:
+            if not gate.passes(request):
+                return gate.refusal(number)
+            request["passed"] = True
+        heard(request.protocol)
         try:
             return await handler(request)
         except (RefitAgentError, Refusal) as error:
@@ -45,6 +56,8 @@ def make_app(service: Service, heard: Callable[[web.RequestHandler], None]) -> w
     async def sign(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["X-Request-Id"] = request.get("id", "")
         response.headers["Refit-Agent-Protocol"] = str(PROTOCOL)
+        if gate is not None and "passed" in request:
+            gate.sign(response)
 
     app = web.Application(middlewares=[answer], client_max_size=MOST_BYTES)
     app[SERVICE] = service
@@ -63,6 +76,7 @@ def make_app(service: Service, heard: Callable[[web.RequestHandler], None]) -> w
     routes.add_get("/v1/cache", handlers.cache, allow_head=False)
     routes.add_post("/v1/cache:verify", handlers.verify_cache)
     routes.add_post("/v1/cache:prune", handlers.prune_cache)
+    routes.add_post("/v1/page", handlers.page)
     routes.add_get("/v1/openapi.json", handlers.openapi, allow_head=False)
     routes.add_get("/metrics", handlers.metrics, allow_head=False)
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
+import sys
 import time
 
 from aiohttp import web
@@ -21,11 +21,17 @@ from refit_service.jobs import Job, Jobs
 from refit_service.leases import LeaseBook
 from refit_service.listening import BACKLOG, Listening, listen
 from refit_service.metrics import Tally
+from refit_service.page.on_demand import PageOnDemand
 from refit_service.registry import Registry
 from refit_service.state import Service, note_error, note_job
 from refit_service.threads import in_thread
 from refit_service.transport import Doorkeeper
 from refit_service.warm import Warmer
+
+if sys.platform == "win32":
+    from refit_service import _windows as _platform
+else:
+    from refit_service import _posix as _platform
 
 #: A refit that is nearly done is let finish; then its worker is stopped, and has this long to be gone.
 _PATIENCE_S = 3.0
@@ -57,8 +63,7 @@ async def _serve(listening: Listening) -> None:
     log = get_logger("refit_service")
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    _platform.stop_on_signals(loop, stop)
     tally = Tally()
 
     def report(error: BaseException, request_id: str) -> None:
@@ -93,14 +98,18 @@ async def _serve(listening: Listening) -> None:
         time.monotonic(),
         lambda: len(runner.server.connections) if runner.server is not None else 0,
         report,
+        PageOnDemand(),
     )
     # Its handlers are cancelled when their client goes away: that is how a job loses its last waiter.
     runner = web.AppRunner(
-        make_app(service, lambda h: door.heard(h)), handler_cancellation=True, access_log=None, shutdown_timeout=2.0
+        make_app(service, lambda h: door.heard(h), listening.gate),
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=2.0,
     )
     await runner.setup()
     assert runner.server is not None
-    door = Doorkeeper(runner.server, os.geteuid(), lambda uid: log.warning("connection of another user", uid=uid))
+    door = Doorkeeper(runner.server, listening.uid, lambda uid: log.warning("connection of another user", uid=uid))
     # Now, so that the first request does not wait for the driver.
     await in_thread(lambda: learn_machine(home), "detect")
     server = await loop.create_server(door, sock=listening.sock.dup(), backlog=BACKLOG)
@@ -115,6 +124,7 @@ async def _serve(listening: Listening) -> None:
         server.close()
         watchdog.cancel()
         jobs.stopping = True
+        await service.page.close()
         await warmer.stop()
         gone = await jobs.stop(_PATIENCE_S, _DEADLINE_S)
         with contextlib.suppress(asyncio.TimeoutError):

@@ -10,9 +10,9 @@ from aiohttp import web
 from refit_agent.errors import RefitAgentError, ServiceBusy
 from refit_service.bodies import json_response, read_json
 from refit_service.jobs import Job, Waiter
-from refit_service.lookup import Hit, Missing, Wish, look_up, made_result
+from refit_service.lookup import Hit, Missing, Wish, look_up
 from refit_service.problems import problem_of
-from refit_service.protocol import STREAM_TYPE, EnsureRequest, ErrorEvent, ResultEvent
+from refit_service.protocol import STREAM_TYPE, EngineResult, EnsureRequest, ErrorEvent, ResultEvent
 from refit_service.state import SERVICE, Service, note_error
 
 _HEARTBEAT_S = 2.0
@@ -20,6 +20,8 @@ _HEARTBEAT_S = 2.0
 _LEAST_PAUSE_S = 0.1
 #: A reader that does not take the last line for this long is not there any more.
 _LAST_LINE_S = 60.0
+#: More than any line has.
+_MOST_LINE_BYTES = 16 << 20
 #: What a job may take beyond its deadline to say how it ended.
 _GRACE_S = 5.0
 
@@ -40,16 +42,17 @@ async def ensure(request: web.Request) -> web.StreamResponse:
     )
     if wish.weights is not None:
         service.registry.folder(wish.weights)  # absolute, or refused
-    found = _look_up(service, wish)
     process = None if wanted.pid is None else service.leases.process(wanted.pid)
-    if isinstance(found, Hit):
-        service.tally.hits += 1
-        return json_response(found.result(service.leases.grant(found.entry.key, found.lease, wanted.ttl_s, process)))
-    service.tally.misses += 1
-    waiter = Waiter(wanted.ttl_s, process, background=wanted.background)
     try:
-        job = service.jobs.join(wish, found, waiter, request["id"])
-        return await _stream(request, service, job, waiter, wanted.deadline_s)
+        found = _look_up(service, wish)
+        if isinstance(found, Hit):
+            service.tally.hits += 1
+            lease = service.leases.grant(found.entry.key, found.lease, wanted.ttl_s, process)
+            return json_response(found.result(lease))
+        service.tally.misses += 1
+        waiter = Waiter(wish, found, wanted.ttl_s, process)
+        job = service.jobs.join(waiter, request["id"])
+        return await _stream(request, service, job, waiter)
     finally:
         service.leases.forget(process)
 
@@ -62,56 +65,103 @@ def _look_up(service: Service, wish: Wish) -> Hit | Missing:
         raise
 
 
-async def _stream(
-    request: web.Request, service: Service, job: Job, waiter: Waiter, deadline_s: float
-) -> web.StreamResponse:
+async def _stream(request: web.Request, service: Service, job: Job, waiter: Waiter) -> web.StreamResponse:
     told = False
     try:
         response = web.StreamResponse(headers={"Content-Type": STREAM_TYPE, "Cache-Control": "no-store"})
         await response.prepare(request)
-        await _write_progress(response, job, deadline_s)
-        # Unless its reader comes back: it must not hold the connection for ever.
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(_LAST_LINE_S, _abort, request.transport)
-        try:
-            await response.write(_last_line(job, waiter, deadline_s, request["id"]))
-            await response.write_eof()
-            told = True
-        finally:
-            timer.cancel()
+        lines = _Lines(response, request)
+        outcome = await _outcome(service, lines, job, waiter, request["id"])
+        await lines.write_last(_last_line(outcome, request["id"]))
+        told = True
         return response
     finally:
-        service.jobs.leave(job, waiter)
+        service.jobs.leave(waiter)
         if not told and waiter.lease is not None:
             service.leases.release_if_there(waiter.lease.id)
 
 
-async def _write_progress(response: web.StreamResponse, job: Job, deadline_s: float) -> None:
-    """Write what is new until the job is done, or has taken longer than this client wants to wait."""
-    loop = asyncio.get_running_loop()
-    joined, turn = loop.time(), None if job.begun is None else loop.time()
-    while not job.done:
-        seen = job.version
-        await response.write(msgspec.json.encode(job.event()) + b"\n")
-        paused = loop.time() + _LEAST_PAUSE_S
-        await job.wait_change(seen, _HEARTBEAT_S)
-        while not job.done and loop.time() < paused:
-            await job.wait_change(job.version, paused - loop.time())
-        if turn is None and job.begun is not None:
-            turn = loop.time()
-        limit = joined + deadline_s if turn is None else turn + deadline_s + _GRACE_S
-        if loop.time() >= limit:
-            return
+async def _outcome(
+    service: Service, lines: _Lines, job: Job, waiter: Waiter, number: str
+) -> EngineResult | BaseException:
+    """Write progress until it is known what the client gets."""
+    while True:
+        await lines.write_progress(job, waiter.wish.deadline_s)
+        service.jobs.leave(waiter)
+        if waiter.engine is not None and waiter.lease is not None:
+            return waiter.missing.result(waiter.engine, waiter.lease)
+        if waiter.error is not None:
+            return waiter.error
+        if not job.done:
+            seconds = round(waiter.wish.deadline_s, 3)
+            return ServiceBusy(seconds=seconds, detail=f"it was at: {job.progress.text}")
+        # What the job came to is no answer to this client's question, but the cache may know more than before.
+        try:
+            found = _look_up(service, waiter.wish)
+            if isinstance(found, Hit):
+                waiter.lease = service.leases.grant(found.entry.key, found.lease, waiter.ttl_s, waiter.process)
+                return found.result(waiter.lease)
+            waiter.missing = found
+            job = service.jobs.join(waiter, number)
+        except RefitAgentError as error:
+            return error
 
 
-def _last_line(job: Job, waiter: Waiter, deadline_s: float, number: str) -> bytes:
-    if job.engine is not None and waiter.lease is not None:
-        result = made_result(job.engine, waiter.lease)
-        return msgspec.json.encode(ResultEvent(**msgspec.structs.asdict(result))) + b"\n"
-    error = job.error
-    if error is None:
-        error = ServiceBusy(seconds=round(deadline_s, 3), detail=f"it was at: {job.progress.text}")
-    return msgspec.json.encode(ErrorEvent(**msgspec.structs.asdict(problem_of(error, number)))) + b"\n"
+class _Lines:
+    """The lines of one stream. Progress is written only to a reader that has taken what was written before."""
+
+    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
+        self._response = response
+        self._transport = request.transport
+        self._fraction = 0.0
+        if self._transport is not None:
+            # So no line of progress is waited for, and a reader that sleeps cannot hold up its own end.
+            self._transport.set_write_buffer_limits(high=_MOST_LINE_BYTES)
+
+    async def write_progress(self, job: Job, deadline_s: float) -> None:
+        """Write what is new until the job is done, or has taken longer than this client wants to wait."""
+        loop = asyncio.get_running_loop()
+        begun, since = job.begun, loop.time()
+        while not job.done:
+            seen = job.version
+            await self._write_step(job)
+            paused = loop.time() + _LEAST_PAUSE_S
+            await job.wait_change(seen, _HEARTBEAT_S)
+            while not job.done and loop.time() < paused:
+                await job.wait_change(job.version, paused - loop.time())
+            if job.begun != begun:  # its turn has come, or it made way and waits anew
+                begun, since = job.begun, loop.time()
+            limit = since + deadline_s + (0.0 if begun is None else _GRACE_S)
+            if loop.time() >= limit:
+                return
+
+    async def _write_step(self, job: Job) -> None:
+        if self._transport is not None and self._transport.get_write_buffer_size() > 0:
+            return  # it does not read: it gets fewer lines, and costs no more memory than for one
+        step = job.event()
+        # A job that is begun anew is not further than it was.
+        self._fraction = max(self._fraction, step.fraction)
+        step = msgspec.structs.replace(step, fraction=self._fraction)
+        await self._response.write(msgspec.json.encode(step) + b"\n")
+
+    async def write_last(self, line: bytes) -> None:
+        """Write how it ended, and return when the system has taken all of it for the client."""
+        loop = asyncio.get_running_loop()
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(high=0)
+        # Unless its reader comes back: it must not hold the connection for ever.
+        timer = loop.call_later(_LAST_LINE_S, _abort, self._transport)
+        try:
+            await self._response.write(line)
+            await self._response.write_eof()
+        finally:
+            timer.cancel()
+
+
+def _last_line(outcome: EngineResult | BaseException, number: str) -> bytes:
+    if isinstance(outcome, EngineResult):
+        return msgspec.json.encode(ResultEvent(**msgspec.structs.asdict(outcome))) + b"\n"
+    return msgspec.json.encode(ErrorEvent(**msgspec.structs.asdict(problem_of(outcome, number)))) + b"\n"
 
 
 def _abort(transport: asyncio.BaseTransport | None) -> None:

@@ -130,6 +130,12 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": kind})
 
 
+async def page(request: web.Request) -> web.Response:
+    """An address that opens the status page; the first call begins to listen on loopback."""
+    service = request.app[SERVICE]
+    return json_response(await service.page.link(service), 201)
+
+
 async def openapi(request: web.Request) -> web.Response:
     """This API in words that machines read."""
     del request

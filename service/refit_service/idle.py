@@ -34,8 +34,10 @@ def power_reason() -> str:
     return ""
 
 
-def on_battery(supplies: str = _SUPPLIES) -> bool:
-    """Whether a battery feeds this machine; False where the system does not tell."""
+def on_battery(supplies: str = "") -> bool:
+    """Whether a battery feeds this machine; False where the system does not tell. ``supplies`` is the folder in
+    which it tells, "" for the usual one."""
+    supplies = supplies or _SUPPLIES
     discharging = False
     with contextlib.suppress(OSError):
         for name in os.listdir(supplies):

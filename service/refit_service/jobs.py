@@ -1,109 +1,31 @@
-"""Engines in the making: one job for each engine however many wait for it, one at a time, apps before warming.
+"""The queue of engines in the making: one job for each engine however many wait for it, one job at a time.
 
-Used by the event loop's thread alone, but for the job's own thread, which runs `ensure_engine`.
+What an app waits for goes before background work. If that is under way already it is stopped, and put back into the
+queue: it may take minutes, and there is one GPU. Used by the event loop's thread alone, but for the job's own
+thread, which runs `work.make`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 
 from refit_agent.engine import Engine
-from refit_agent.errors import ServiceStopping
+from refit_agent.errors import Cancelled, ServiceStopping
 from refit_agent.progress import Progress
-from refit_agent.provision import ensure_engine
-from refit_service.leases import LeaseBook, Process
-from refit_service.lookup import Missing, Wish
-from refit_service.protocol import JobRecord, LeaseRecord, ProgressEvent
+from refit_service.job import Job, Waiter
+from refit_service.leases import LeaseBook
+from refit_service.protocol import JobRecord
 from refit_service.threads import in_thread
+from refit_service.work import make
 
-_QUEUED = Progress(phase="queue", text="waiting for its turn", fraction=0.0)
-#: Below this share of the work an estimate of the rest would be a guess.
-_LEAST_FRACTION = 0.05
+__all__ = ["Job", "Jobs", "Waiter"]
 
-
-class Waiter:
-    """One who waits for a job; ``lease`` is there when the job went well, unless ``ttl_s`` is 0."""
-
-    __slots__ = ("background", "lease", "process", "ttl_s")
-
-    def __init__(self, ttl_s: float, process: Process | None = None, *, background: bool = False) -> None:
-        self.ttl_s = ttl_s
-        self.process = process
-        self.background = background
-        self.lease: LeaseRecord | None = None
-
-
-class Job:
-    """One engine in the making. ``engine`` or ``error`` is there once it is ``done``."""
-
-    def __init__(self, wish: Wish, missing: Missing, request_id: str) -> None:
-        self.wish = wish
-        self.request_id = request_id
-        self.missing = missing
-        self.since = time.time()
-        self.waiters: list[Waiter] = []
-        self.progress = _QUEUED
-        self.begun: float | None = None
-        self.done = False
-        self.abandoned = False
-        self.engine: Engine | None = None
-        self.error: BaseException | None = None
-        self.version = 0
-        self._sleepers: set[asyncio.Future[None]] = set()
-
-    @property
-    def background(self) -> bool:
-        """Whether no app waits for it."""
-        return all(waiter.background for waiter in self.waiters)
-
-    def changed(self) -> None:
-        """Wake whoever watches. Only the newest progress is kept: a slow reader gets fewer lines, not older ones."""
-        self.version += 1
-        sleepers, self._sleepers = self._sleepers, set()
-        for sleeper in sleepers:
-            if not sleeper.done():
-                sleeper.set_result(None)
-
-    async def wait_change(self, seen: int, timeout_s: float) -> None:
-        """Return when the job is done, has got beyond version ``seen``, or after ``timeout_s`` seconds."""
-        if self.done or self.version != seen:
-            return
-        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sleepers.add(sleeper)
-        try:
-            await asyncio.wait((sleeper,), timeout=timeout_s)
-        finally:
-            self._sleepers.discard(sleeper)
-
-    def event(self) -> ProgressEvent:
-        """The present progress as a line of the stream."""
-        now = self.progress
-        eta = None
-        if self.begun is not None and _LEAST_FRACTION <= now.fraction < 1:
-            eta = round((time.monotonic() - self.begun) / now.fraction * (1 - now.fraction), 1)
-        return ProgressEvent(
-            phase=now.phase, text=now.text, fraction=now.fraction, done=now.done, total=now.total, eta_s=eta
-        )
-
-    def record(self) -> JobRecord:
-        """The job as the status shows it."""
-        now = self.progress
-        return JobRecord(
-            key=self.missing.key,
-            model=self.wish.model,
-            engine=self.missing.engine,
-            target=self.missing.target,
-            phase=now.phase,
-            fraction=now.fraction,
-            done=now.done,
-            total=now.total,
-            waiters=len(self.waiters),
-            background=self.background,
-            since=self.since,
-        )
+#: Background work that has got further may finish although an app waits, if it does so within some seconds: what it
+#: has done would be lost.
+_NEARLY_DONE = 0.8
+_FINISH_S = 10.0
 
 
 class Jobs:
@@ -128,7 +50,7 @@ class Jobs:
         """The one that is worked on."""
         return self._running
 
-    def join(self, wish: Wish, missing: Missing, waiter: Waiter, request_id: str) -> Job:
+    def join(self, waiter: Waiter, request_id: str) -> Job:
         """Wait for the engine, with whoever waits for it already. Every `join` needs a `leave`. ``request_id``
         goes into the log lines of a job that begins with this.
 
@@ -137,25 +59,31 @@ class Jobs:
         """
         if self.stopping:
             raise ServiceStopping()
-        job = self._flights.get(missing.flight)
+        flight = waiter.missing.flight
+        job = self._flights.get(flight)
         if job is None:
-            job = Job(wish, missing, request_id)
-            self._flights[missing.flight] = job
+            job = self._flights[flight] = Job(waiter, request_id)
             self._queue.append(job)
         job.waiters.append(waiter)
+        waiter.job = job
         self._start_next()
+        self._make_way()
         return job
 
-    def leave(self, job: Job, waiter: Waiter) -> None:
+    def leave(self, waiter: Waiter) -> None:
         """Wait no longer. When nobody does, the work is stopped."""
-        if waiter in job.waiters:
-            job.waiters.remove(waiter)
-        if job.waiters or job.done or job.abandoned:
+        job, waiter.job = waiter.job, None
+        if job is None:
+            return
+        job.waiters.remove(waiter)
+        if job.done:
+            return
+        if job.waiters:
+            self._make_way()  # perhaps it was the last app
             return
         # From now on a new wish for the same engine is a new job: this one cannot be brought back.
         job.abandoned = True
-        if self._flights.get(job.missing.flight) is job:
-            del self._flights[job.missing.flight]
+        self._forget_flight(job)
         if job in self._queue:
             self._queue.remove(job)
 
@@ -178,47 +106,75 @@ class Jobs:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ended.wait(), limit_s)
 
-    def _start_next(self) -> None:
-        if self._running is not None or not self._queue:
+    def _make_way(self, late: Job | None = None) -> None:
+        """Stop the running job if no app waits for it and one waits for another; ``late`` has had its time to finish."""
+        job = self._running
+        if job is None or job.yields or not job.background or all(other.background for other in self._queue):
             return
-        job = next((job for job in self._queue if not job.background), self._queue[0])
-        self._queue.remove(job)
+        if job.progress.fraction <= _NEARLY_DONE or job is late:
+            job.yields = True
+        elif not job.spared:
+            job.spared = True
+            asyncio.get_running_loop().call_later(_FINISH_S, self._make_way, job)
+
+    def _start_next(self) -> None:
+        while self._running is None and self._queue:
+            job = next((job for job in self._queue if not job.background), self._queue[0])
+            self._queue.remove(job)
+            job.begin()
+            try:
+                self._start(job)
+            except RuntimeError as error:  # no thread to be had now; the next one may have more luck
+                self._settle(job, error)
+
+    def _start(self, job: Job) -> None:
+        on_progress = _reporter(job, asyncio.get_running_loop())
+        wish, missing, deadline_s = job.wish, job.missing, job.deadline_s
+
+        def work() -> Engine:
+            return make(wish, missing, deadline_s, job.request_id, on_progress, lambda: job.abandoned or job.yields)
+
+        future = in_thread(work, "refit-job")
         self._running = job
-        job.begun = time.monotonic()
-        future = in_thread(_work(job, asyncio.get_running_loop()), "refit-job")
         future.add_done_callback(lambda done: self._finish(job, done))
 
     def _finish(self, job: Job, done: asyncio.Future[Engine]) -> None:
         self._running = None
         error = done.exception()
-        if error is not None and job.abandoned and self.stopping:
-            error = ServiceStopping()
-        self._settle(job, done.result() if error is None else error)
-        self._ended.set()
-        self._start_next()
+        try:
+            if isinstance(error, Cancelled) and job.yields and job.waiters and not self.stopping:
+                job.put_back()
+                self._queue.insert(0, job)
+            elif error is not None and self.stopping and (job.abandoned or job.yields):
+                self._settle(job, ServiceStopping())
+            else:
+                self._settle(job, done.result() if error is None else error)
+        finally:
+            self._ended.set()
+            self._start_next()
 
     def _settle(self, job: Job, outcome: Engine | BaseException) -> None:
-        if self._flights.get(job.missing.flight) is job:
-            del self._flights[job.missing.flight]
-        job.done = True
-        if isinstance(outcome, Engine):
-            job.engine = outcome
-            # All at once, before any of them can end one: the last lease that ends closes the engine.
-            for waiter in job.waiters:
-                if waiter.ttl_s > 0:
-                    waiter.lease = self._leases.grant(outcome.key, outcome, waiter.ttl_s, waiter.process)
-            if not any(waiter.lease for waiter in job.waiters):
-                outcome.close()
-        else:
-            job.error = outcome
+        self._forget_flight(job)
+        job.end(outcome)
         try:
+            if isinstance(outcome, Engine):
+                # All at once, before any of them can end one: the last lease that ends closes the engine.
+                for waiter in job.waiters:
+                    if waiter.engine is not None and waiter.ttl_s > 0:
+                        waiter.lease = self._leases.grant(outcome.key, outcome, waiter.ttl_s, waiter.process)
+                if not any(waiter.lease for waiter in job.waiters):
+                    outcome.close()
             self._on_end(job)
         finally:
             job.changed()  # whatever happens there, nobody must wait for ever
 
+    def _forget_flight(self, job: Job) -> None:
+        if self._flights.get(job.missing.flight) is job:
+            del self._flights[job.missing.flight]
 
-def _work(job: Job, loop: asyncio.AbstractEventLoop) -> Callable[[], Engine]:
-    """What the job's thread does."""
+
+def _reporter(job: Job, loop: asyncio.AbstractEventLoop) -> Callable[[Progress], None]:
+    """What the job's thread tells its progress to."""
     told = False
 
     def tell() -> None:
@@ -234,23 +190,4 @@ def _work(job: Job, loop: asyncio.AbstractEventLoop) -> Callable[[], Engine]:
             told = True
             loop.call_soon_threadsafe(tell)
 
-    def work() -> Engine:
-        import structlog  # the first job has it imported in any case
-
-        structlog.contextvars.bind_contextvars(request=job.request_id)
-        wish = job.wish
-        return ensure_engine(
-            wish.bundle,
-            wish.model,
-            wish.profile,
-            wish.target,
-            on_progress,
-            weights=wish.weights,
-            deadline_s=wish.deadline_s,
-            retry_failed=wish.retry_failed,
-            background=wish.background,
-            cancelled=lambda: job.abandoned,
-            service=False,
-        )
-
-    return work
+    return on_progress

@@ -28,9 +28,9 @@ class Keeper(Protocol):
 
 class Process:
     """A client's process, watched by one descriptor however many leases it has. Made before the engine is, so
-    that its number cannot have gone to another process meanwhile."""
+    that its number cannot have gone to another process meanwhile. ``requests`` wait for a lease in its name."""
 
-    __slots__ = ("fd", "leases", "pid")
+    __slots__ = ("ended", "fd", "leases", "pid", "requests")
 
     def __init__(self, pid: int) -> None:
         try:
@@ -38,6 +38,8 @@ class Process:
         except (ProcessLookupError, PermissionError) as error:
             raise SettingInvalid(name="pid", value=pid, wanted="the number of a running process") from error
         self.pid = pid
+        self.ended = False
+        self.requests = 0
         self.leases: set[str] = set()
 
 
@@ -66,7 +68,7 @@ class LeaseBook:
         return len(self._leases)
 
     def process(self, pid: int) -> Process:
-        """The process of that number, watched from now on; give it to `forget` if no lease comes of it.
+        """The process of that number, watched from now on; every call needs a `forget` when the request is over.
 
         Raises:
             SettingInvalid: there is none.
@@ -76,11 +78,21 @@ class LeaseBook:
             known = self._processes[pid] = Process(pid)
             if known.fd is not None:
                 self._loop.add_reader(known.fd, self._process_ended, known)
+        known.requests += 1
         return known
 
     def forget(self, process: Process | None) -> None:
-        """Stop watching a process that has no lease."""
-        if process is None or process.leases or self._processes.get(process.pid) is not process:
+        """A request of the process is over: it is watched no longer than it has others, or leases."""
+        if process is not None:
+            process.requests -= 1
+            self._unwatch_idle(process)
+
+    def _unwatch_idle(self, process: Process) -> None:
+        if not process.leases and not process.requests:
+            self._unwatch(process)
+
+    def _unwatch(self, process: Process) -> None:
+        if self._processes.get(process.pid) is not process:
             return
         del self._processes[process.pid]
         if process.fd is not None:
@@ -96,15 +108,13 @@ class LeaseBook:
             if before is not None:
                 before.close()
         name = os.urandom(12).hex()
-        ends = self._loop.time() + ttl_s
+        # At once, if the process ended while the engine was made.
+        ends = self._loop.time() + (ttl_s if process is None or not process.ended else 0)
         self._leases[name] = _Lease(key, ttl_s, ends, process)
         siblings = self._by_key.setdefault(key, {})
         siblings[name] = None
         if process is not None:
-            if process.pid in self._processes:
-                process.leases.add(name)
-            else:  # it ended while the engine was made
-                self._leases[name].ends = self._loop.time()
+            process.leases.add(name)
         if len(siblings) > MOST_PER_ENGINE:
             self.release(next(iter(siblings)))
         self._wake_at(ends)
@@ -126,7 +136,7 @@ class LeaseBook:
             raise NoSuchLease(lease=name)
         if lease.process is not None:
             lease.process.leases.discard(name)
-            self.forget(lease.process)
+            self._unwatch_idle(lease.process)
         siblings = self._by_key[lease.key]
         del siblings[name]
         if not siblings:
@@ -143,15 +153,16 @@ class LeaseBook:
         for name in list(self._leases):
             self.release(name)
         for process in list(self._processes.values()):
-            self.forget(process)
+            self._unwatch(process)
         if self._timer is not None:
             self._timer.cancel()
 
     def _process_ended(self, process: Process) -> None:
-        leases = list(process.leases)
-        for name in leases:
+        process.ended = True
+        # First, and whoever still waits in its name: a new process may get its number now.
+        self._unwatch(process)
+        for name in list(process.leases):
             self.release(name)
-        self.forget(process)
 
     def _wake_at(self, when: float) -> None:
         if self._timer is not None:

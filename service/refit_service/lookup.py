@@ -23,6 +23,7 @@ from refit_agent.gpu.detect import detect
 from refit_agent.gpu.fingerprint import fingerprint
 from refit_agent.keys import attempt_context, engine_facts, engine_key
 from refit_agent.machine import Machine
+from refit_agent.manifest import Manifest
 from refit_agent.provision import ensure_engine, foreign_code
 from refit_agent.selection import Candidate, Selection, select
 from refit_service.protocol import EngineResult, LeaseRecord, Refused, Why
@@ -43,27 +44,24 @@ class Wish(NamedTuple):
     background: bool = False
 
 
-class Hit(NamedTuple):
-    """A ready engine with the cache's lease on it."""
+class Choice(NamedTuple):
+    """What was chosen for one wish, and why."""
 
-    entry: Entry
-    folder: str
-    lease: Lease
     candidate: Candidate
     selection: Selection
     attempts: tuple[Attempt, ...]
 
-    def result(self, lease: LeaseRecord) -> EngineResult:
-        """What the client gets."""
-        entry, candidate = self.entry, self.candidate
+    def result(self, path: str, made: Entry | Engine, lease: LeaseRecord, *, hit: bool) -> EngineResult:
+        """What the client gets; ``made`` is what the candidate became."""
+        candidate = self.candidate
         return EngineResult(
-            path=f"{self.folder}/{entry.plan}",
-            key=entry.key,
-            runtime=entry.runtime,
-            runtime_version=entry.runtime_version,
+            path=path,
+            key=made.key,
+            runtime=made.runtime,
+            runtime_version=made.runtime_version,
             target=candidate.target,
             profile=self.selection.profile,
-            hit=True,
+            hit=hit,
             explanation=Why(
                 engine=candidate.engine.path,
                 tier=candidate.tier,
@@ -75,13 +73,35 @@ class Hit(NamedTuple):
         )
 
 
+class Hit(NamedTuple):
+    """A ready engine with the cache's lease on it."""
+
+    entry: Entry
+    folder: str
+    lease: Lease
+    choice: Choice
+
+    def result(self, lease: LeaseRecord) -> EngineResult:
+        """What the client gets."""
+        return self.choice.result(f"{self.folder}/{self.entry.plan}", self.entry, lease, hit=True)
+
+
 class Missing(NamedTuple):
-    """An engine to make. Wishes with the same ``flight`` want the same one."""
+    """An engine to make: the one called ``key``, if its first candidate can be made. Wishes with the same
+    ``flight`` want the same one. ``manifest`` is the bundle's at that moment."""
 
     flight: str
     key: str
     engine: str
     target: str
+    manifest: Manifest
+    choice: Choice | None = None
+
+    def result(self, engine: Engine, lease: LeaseRecord) -> EngineResult:
+        """What the client gets once there is ``engine``, which another wish than this one's may have had made."""
+        if self.choice is not None and engine.key == self.key:
+            return self.choice.result(os.fspath(engine), engine, lease, hit=engine.hit)
+        return _made_result(engine, lease)
 
 
 def look_up(wish: Wish) -> Hit | Missing:
@@ -96,11 +116,11 @@ def look_up(wish: Wish) -> Hit | Missing:
     machine = machine_now(home)
     selection = select(opened.manifest, wanted, wish.profile, machine, wish.target)
     if not selection.candidates:
-        return _refused(wish)
+        return _refused(wish, opened.manifest)
     if wish.weights is not None:
         # Their content decides on the key, and reading them takes too long for the event loop.
         first = selection.candidates[0]
-        return Missing(_weights_flight(wish), "", first.engine.path, first.target)
+        return Missing(_weights_flight(wish), "", first.engine.path, first.target, opened.manifest)
     store, failures = Store(home.cache), Failures(home.state)
     attempts: list[Attempt] = []
     worst: RefitAgentError | None = None
@@ -108,12 +128,13 @@ def look_up(wish: Wish) -> Hit | Missing:
         key = engine_key(engine_facts(candidate, wanted, selection.profile, machine))
         failed: RefitAgentError | None = foreign_code(candidate)
         found = store.lookup(key) if failed is None else None
+        choice = Choice(candidate, selection, tuple(attempts))
         if isinstance(found, tuple):
-            return Hit(*found, candidate, selection, tuple(attempts))
+            return Hit(*found, choice)
         if failed is None and not wish.retry_failed:
             failed = failures.recall(key, attempt_context(candidate, wanted, selection.profile), wish.deadline_s)
         if failed is None:
-            return Missing(key, key, candidate.engine.path, candidate.target)
+            return Missing(key, key, candidate.engine.path, candidate.target, opened.manifest, choice)
         engine = candidate.engine.path
         attempts.append(Attempt(engine=engine, target=candidate.target, code=failed.code, message=str(failed)))
         worst = worst or failed
@@ -139,8 +160,7 @@ def machine_now(home: paths.Home) -> Machine:
     return machine
 
 
-def made_result(engine: Engine, lease: LeaseRecord) -> EngineResult:
-    """What the clients of a finished job get."""
+def _made_result(engine: Engine, lease: LeaseRecord) -> EngineResult:
     return EngineResult(
         path=os.fspath(engine),
         key=engine.key,
@@ -154,11 +174,11 @@ def made_result(engine: Engine, lease: LeaseRecord) -> EngineResult:
     )
 
 
-def _refused(wish: Wish) -> Missing:
+def _refused(wish: Wish, manifest: Manifest) -> Missing:
     """Let the library say why nothing fits; it makes nothing then."""
     ensure_engine(wish.bundle, wish.model, wish.profile, wish.target, cancelled=lambda: True, service=False).close()
     # Only if a runtime was installed this very moment.
-    return Missing(_weights_flight(wish), "", "", "")
+    return Missing(_weights_flight(wish), "", "", "", manifest)
 
 
 def _weights_flight(wish: Wish) -> str:

@@ -28,6 +28,7 @@ _RECORDS = (
     protocol.BundleList,
     protocol.VerifyRequest,
     protocol.PruneRequest,
+    protocol.PageLink,
     Machine,
 )
 Document = dict[str, object]
@@ -43,8 +44,9 @@ def document() -> Document:
             "title": "Refit Agent",
             "version": __version__,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "Ready engines for this user's apps, over a Unix socket. Every answer carries X-Request-Id "
-            "and Refit-Agent-Protocol; every error is a problem document (RFC 9457) with a stable code.",
+            "description": "Ready engines for this user's apps, over a Unix socket; or at a port of 127.0.0.1, as on "
+            "Windows, where a request without the bearer token of the service's file gets 403 (forbidden). Every "
+            "answer carries X-Request-Id and Refit-Agent-Protocol; every error is a problem document (RFC 9457) with a stable code.",
         },
         "servers": [{"url": "http://localhost", "description": "by way of the Unix socket"}],
         "paths": _paths(),
@@ -130,6 +132,15 @@ def _paths() -> Document:
                 [400, 413, 507],
                 body="PruneRequest",
                 body_required=False,
+            )
+        },
+        "/v1/page": {
+            "post": _operation(
+                "openPage",
+                "An address on loopback that opens the status page, once and soon. The page is for a browser; what "
+                "it fetches is no part of this API.",
+                {201: _json("PageLink")},
+                [503],
             )
         },
         "/v1/openapi.json": {"get": _operation("openapi", "This document.", {200: _object()}, [])},

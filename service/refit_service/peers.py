@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 if sys.platform == "linux":
-    from refit_service.peers_linux import open_process, peer_uid
+    from refit_service.peers_linux import open_process, peer_uid, tcp_peer_uid
 else:
-    from refit_service.peers_other import open_process, peer_uid
+    from refit_service.peers_other import open_process, peer_uid, tcp_peer_uid
 
-__all__ = ["open_process", "peer_uid"]
+__all__ = ["open_process", "peer_uid", "tcp_peer_uid"]

@@ -1,12 +1,18 @@
-"""Peers on Linux: SO_PEERCRED, and pidfd, which names a process without the danger of a reused number."""
+"""Peers on Linux: SO_PEERCRED, the kernel's table of TCP sockets, and pidfd, which names a process without the
+danger of a reused number."""
 
 from __future__ import annotations
 
 import os
 import socket
 import struct
+import sys
 
 _UCRED = struct.Struct("iII")  # pid, uid, gid
+_TCP_TABLE = "/proc/net/tcp"
+_TCP_UID_FIELD = 7
+#: The table is read in pieces, and a row may move from one to another meanwhile.
+_TCP_TRIES = 3
 
 
 def peer_uid(sock: socket.socket) -> int | None:
@@ -16,6 +22,35 @@ def peer_uid(sock: socket.socket) -> int | None:
     except OSError:
         return None
     return int(_UCRED.unpack(data)[1])
+
+
+def tcp_peer_uid(ours: tuple[str, int], theirs: tuple[str, int]) -> int | None:
+    """The user whose socket ``theirs`` is connected to our end ``ours`` of a connection within this machine, over
+    IPv4; None if the system will not tell.
+
+    Reads the table of all TCP sockets: a millisecond or two for a thousand of them.
+
+    Raises:
+        ConnectionError: no such socket is connected any more, or it is one for IPv6, which no browser uses to get
+            to an IPv4 address. A socket that was closed belongs to nobody, in whose place the kernel names root.
+    """
+    wanted = f" {_tcp_name(theirs)} {_tcp_name(ours)} 01 ".encode()
+    for _ in range(_TCP_TRIES):
+        try:
+            with open(_TCP_TABLE, "rb") as file:
+                table = file.read()
+        except OSError:
+            return None
+        at = table.find(wanted)
+        if at >= 0:
+            line = table[table.rfind(b"\n", 0, at) + 1 :].partition(b"\n")[0]
+            return int(line.split()[_TCP_UID_FIELD])
+    raise ConnectionError("whoever connected is gone")
+
+
+def _tcp_name(address: tuple[str, int]) -> str:
+    # The address as the machine's own byte order makes a number of it, the port as a number.
+    return f"{int.from_bytes(socket.inet_aton(address[0]), sys.byteorder):08X}:{address[1]:04X}"
 
 
 def open_process(pid: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import msgspec
@@ -16,8 +17,10 @@ STREAM_TYPE = "application/x-ndjson"
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 ProcessId = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
-AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]*$", max_length=4096)]
-PathOrId = Annotated[str, msgspec.Meta(pattern=r"^(/[^\x00]*|[0-9a-f]{16})$", max_length=4096)]
+#: A drive's root or two of either slash, on Windows.
+_ROOT = r"([A-Za-z]:[\\/]|[\\/]{2})" if sys.platform == "win32" else "/"
+AbsolutePath = Annotated[str, msgspec.Meta(pattern=rf"^{_ROOT}[^\x00]*$", max_length=4096)]
+PathOrId = Annotated[str, msgspec.Meta(pattern=rf"^({_ROOT}[^\x00]*|[0-9a-f]{{16}})$", max_length=4096)]
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -243,6 +246,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     warm: WarmRecord
     cache: CacheUse
     errors: tuple[SeenError, ...]
+
+
+class PageLink(msgspec.Struct, frozen=True, kw_only=True):
+    """An address that opens the status page in a browser of this machine, once and within ``ttl_s`` seconds."""
+
+    url: str
+    ttl_s: float
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

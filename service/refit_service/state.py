@@ -19,6 +19,7 @@ from refit_agent.settings import cache_quota
 from refit_service.jobs import Job, Jobs
 from refit_service.leases import LeaseBook
 from refit_service.metrics import Gauges, Tally
+from refit_service.page.on_demand import PageOnDemand
 from refit_service.protocol import PROTOCOL, CacheUse, SeenError, Status
 from refit_service.registry import Registry
 from refit_service.warm import Warmer
@@ -38,6 +39,7 @@ class Service(NamedTuple):
     begun: float
     connections: Callable[[], int]
     report: Callable[[BaseException, str], None]
+    page: PageOnDemand
 
     def status(self) -> Status:
         """The document of ``GET /v1/status``."""

@@ -34,7 +34,7 @@ def inherited_socket() -> socket.socket | None:
 def notify(state: str) -> None:
     """Tell the service manager, such as "READY=1"; one that does not listen is no error."""
     address = os.environ.get("NOTIFY_SOCKET")
-    if not address or sys.platform == "win32":
+    if not address or sys.platform != "linux":
         return
     if address.startswith("@"):
         address = "\0" + address[1:]

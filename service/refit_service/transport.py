@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import ClassVar
 
 import msgspec
 from aiohttp import web
@@ -16,6 +17,8 @@ MOST_CONNECTIONS = 256
 #: A client is on this machine and has its request ready when it connects.
 HEAD_S = 10.0
 _KEEPALIVE_S = 75.0
+#: For a client whose socket is full to read some of it.
+UNREAD_S = 60.0
 #: For the answer to arrive at one who still sends what was refused.
 _LINGER_S = 1.0
 
@@ -23,7 +26,29 @@ _LINGER_S = 1.0
 class Connection(web.RequestHandler):
     """One client's connection; malformed HTTP is answered like every other mistake."""
 
-    __slots__ = ()
+    __slots__ = ("_unread",)
+
+    def pause_writing(self) -> None:
+        """The client does not take what it asked for: not for ever."""
+        super().pause_writing()
+        transport = self.transport
+        if transport is not None:
+            self._unread = asyncio.get_running_loop().call_later(UNREAD_S, transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        self._forget_unread()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is over."""
+        self._forget_unread()
+        super().connection_lost(exc)
+
+    def _forget_unread(self) -> None:
+        timer: asyncio.TimerHandle | None = getattr(self, "_unread", None)
+        if timer is not None:
+            timer.cancel()
 
     def handle_error(
         self,
@@ -49,9 +74,18 @@ class Connection(web.RequestHandler):
 
 
 class Doorkeeper:
-    """Makes a connection's protocol, or turns it away. Call it as asyncio's protocol factory."""
+    """Makes a connection's protocol, or turns it away. Call it as asyncio's protocol factory.
 
-    def __init__(self, server: web.Server, uid: int, on_stranger: Callable[[int | None], None]) -> None:
+    Attributes:
+        most: how many connections there may be.
+        connection: the kind of handler for each of them.
+        full: the whole answer to one too many.
+    """
+
+    most: ClassVar[int] = MOST_CONNECTIONS
+    connection: ClassVar[type[Connection]] = Connection
+
+    def __init__(self, server: web.Server, uid: int | None, on_stranger: Callable[[int | None], None]) -> None:
         self._server = server
         self._uid = uid
         self._on_stranger = on_stranger
@@ -71,18 +105,14 @@ class Doorkeeper:
 
     def admit(self, transport: asyncio.Transport) -> web.RequestHandler | None:
         """The handler for a connection, None for one that is not let in."""
-        sock = transport.get_extra_info("socket")
-        uid = None if sock is None else peer_uid(sock)
-        # Root may read all of this user's files anyway; everybody else has a service of their own.
-        if uid is None or uid not in (self._uid, 0):
-            self._on_stranger(uid)
+        if not self.welcome(transport):
             transport.abort()
             return None
-        if len(self._server.connections) >= MOST_CONNECTIONS and not self._make_place():
-            transport.write(_FULL)
+        if len(self._server.connections) >= self.most and not self._make_place():
+            transport.write(self.full)
             transport.close()
             return None
-        handler = Connection(
+        handler = self.connection(
             self._server,
             loop=self._loop,
             keepalive_timeout=_KEEPALIVE_S,
@@ -91,6 +121,26 @@ class Doorkeeper:
         )
         self._silent[handler] = self._loop.call_later(HEAD_S, self._end_silent, handler, transport)
         return handler
+
+    def welcome(self, transport: asyncio.Transport) -> bool:
+        """Whether the one who connected may come in. Where nobody says who that is, everybody may: then every
+        request has to show that it may be made."""
+        if self._uid is None:
+            return True
+        sock = transport.get_extra_info("socket")
+        return self.is_ours(None if sock is None else peer_uid(sock))
+
+    def is_ours(self, uid: int | None) -> bool:
+        """Whether it is this user; everybody else, who is reported, has a service of their own. Root too: what it
+        asks for would be done in this user's name, with paths that only root can judge. It can become the user."""
+        if uid is not None and uid == self._uid:
+            return True
+        self._on_stranger(uid)
+        return False
+
+    @property
+    def full(self) -> bytes:
+        return _FULL
 
     def _make_place(self) -> bool:
         """End the connection that has said nothing for longest: those who connect and say nothing must not

@@ -7,10 +7,11 @@ after everything that an app waits for. Sleeps for good when nothing is missing.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 
 from refit_agent import paths
-from refit_agent.bundle import Bundle
+from refit_agent.bundle import MANIFEST_NAME, Bundle
 from refit_agent.errors import RefitAgentError
 from refit_agent.selection import select
 from refit_service.apart import gpu_load
@@ -25,6 +26,8 @@ from refit_service.threads import in_thread
 #: How long to wait before asking again whether the machine has time, and how often while work is done.
 _PAUSE_S = 60.0
 _WATCH_S = 15.0
+#: Before the next look when the world has changed meanwhile.
+_SOON_S = 1.0
 
 
 class Warmer:
@@ -36,6 +39,8 @@ class Warmer:
         self._registry = registry
         self._jobs = jobs
         self._attempts = Attempts(state)
+        #: The manifest of each bundle when it was last looked at; () for none that could be read.
+        self._manifests: dict[str, tuple[int, ...]] = {}
         self._report = report
         self._news = asyncio.Event()
         self._state = "idle"
@@ -91,11 +96,14 @@ class Warmer:
                 if wait_s > 0:
                     waits.append(wait_s)
         self._attempts.keep_only(wanted)
+        registered = {record.path for record in self._registry.records()}
+        self._manifests = {path: seen for path, seen in self._manifests.items() if path in registered}
         return min(waits, default=None)
 
     def _targets(self, record: BundleRecord) -> Iterator[Target]:
         try:
             bundle = Bundle.open(record.path)
+            self._note_manifest(record.path, _identity(record.path))
             machine = machine_now(paths.home())
             for model in bundle.manifest.models:
                 kinds: dict[tuple[str, str], str] = {}
@@ -106,12 +114,19 @@ class Warmer:
                 if not fit:
                     yield record.path, model.name, None
         except RefitAgentError as error:
+            self._note_manifest(record.path, ())
             what = (record.path, "", None)
             if self._attempts.wait_s(what) == 0:
                 self._attempts.begin(what)
                 self._attempts.failed(what, error)
                 self._report(error, record.id)
             yield what
+
+    def _note_manifest(self, path: str, identity: tuple[int, ...]) -> None:
+        """Try again what failed in a bundle that was replaced or came back since it was last looked at."""
+        if self._manifests.get(path, identity) != identity:
+            self._attempts.forget_bundle(path)
+        self._manifests[path] = identity
 
     async def _provide(self, what: Target) -> float:
         """Make one engine if it is missing; gives the seconds to wait before it is tried again, 0 when it is there."""
@@ -134,29 +149,40 @@ class Warmer:
         return await self._make(what, wish, found)
 
     async def _make(self, what: Target, wish: Wish, missing: Missing) -> float:
-        self._attempts.begin(what)
-        waiter = Waiter(0, background=True)
-        job = self._jobs.join(wish, missing, waiter, "warm")
+        waiter = Waiter(wish, missing, 0)
+        job = self._jobs.join(waiter, "warm")
         try:
-            reason = await self._watch(job)
+            reason = await self._watch(job, what)
         finally:
-            self._jobs.leave(job, waiter)
+            self._jobs.leave(waiter)
             if not job.done:
-                self._attempts.forget(what)
+                self._attempts.withdraw(what)
         if reason:
             self._state, self._reason = "paused", reason
             return _PAUSE_S
         self._state = "idle"
-        if job.error is not None:
-            self._attempts.failed(what, job.error)
+        if waiter.error is not None:
+            self._attempts.failed(what, waiter.error)
             return self._attempts.wait_s(what)
+        if waiter.engine is None:  # an app's wish was worked on, and something else came of it
+            self._attempts.withdraw(what)
+            return _SOON_S
         self._attempts.forget(what)
         return 0.0
 
-    async def _watch(self, job: Job) -> str:
+    async def _watch(self, job: Job, what: Target) -> str:
         """Wait for the job; gives why it is to be given up, "" when it is done."""
         asked = asyncio.get_running_loop().time()
-        while not job.done:
+        begun = False
+        while True:
+            if begun != (job.begun is not None):
+                # Not while it waits for its turn: a service that is killed then was not killed by it.
+                begun = not begun
+                (self._attempts.begin if begun else self._attempts.withdraw)(what)
+            if job.done:
+                if not begun:  # no thread could be had for it
+                    self._attempts.begin(what)
+                return ""
             await job.wait_change(job.version, _WATCH_S)
             now = asyncio.get_running_loop().time()
             if job.background and not job.done and now - asked >= _WATCH_S:
@@ -165,10 +191,18 @@ class Warmer:
                 reason = power_reason()
                 if reason:
                     return reason
-        return ""
 
     async def _reason_to_wait(self) -> str:
         reason = power_reason()
         if reason or not machine_now(paths.home()).gpus:
             return reason
         return await in_thread(gpu_load, "warm-ask")
+
+
+def _identity(bundle: str) -> tuple[int, ...]:
+    """What tells one manifest in this place from another, without reading it."""
+    try:
+        status = os.stat(os.path.join(bundle, MANIFEST_NAME))
+    except OSError:  # gone since it was read
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from refit_agent.service_socket import socket_path
+from refit_agent.service_socket import is_loopback, socket_path
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +49,18 @@ def test_without_a_runtime_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert socket_path() == f"/run/user/{os.geteuid()}/refit-agent/agent.sock"
     monkeypatch.setattr("refit_agent.service_socket._is_ours", lambda folder: False)
     assert socket_path() == str(tmp_path / "refit-agent" / "run" / "agent.sock")
+
+
+def test_on_windows_it_is_a_file(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> None:
+    """Below the home or the state; Python has no Unix sockets there. A name that says so means one anywhere."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/77")
+    assert socket_path() == str(home / "run" / "agent.json")
+    monkeypatch.delenv("REFIT_AGENT_HOME")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert socket_path() == str(tmp_path / "refit-agent" / "run" / "agent.json")
+    monkeypatch.setenv("REFIT_AGENT_SOCKET", "")
+    assert socket_path() == ""
+    assert is_loopback("/x/agent.json")
+    assert not is_loopback("/x/agent.json.sock")
+    assert not is_loopback("")

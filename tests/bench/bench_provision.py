@@ -68,12 +68,8 @@ def _golden(root: Path, source: Path) -> Golden:
     return Golden(inputs={"ids": files["ids"]}, outputs={"h": files["h"]}, tolerance=5e-3)
 
 
-def bench_memory(models: Path, make: str | None, work: Path) -> None:
-    """Peak private memory of the process tree that provisions bert_large on the CPU target, check run included."""
-    source = models / "bert_large_fp16.onnx"
-    if not source.exists() and make:
-        subprocess.run([sys.executable, make, str(models), "bert_large_fp16"], check=True)
-    root = work / "bert"
+def write_cpu_bundle(root: Path, source: Path) -> None:
+    """A bundle of the model at ``source`` as "bert", with a CPU target and golden data."""
     root.mkdir()
     try:
         os.link(source, root / source.name)
@@ -89,6 +85,15 @@ def bench_memory(models: Path, make: str | None, work: Path) -> None:
     )
     app = App(id="org.example.bench", name="bench", version="1")
     write_manifest(str(root), Manifest(schema=1, app=app, models=(model,)))
+
+
+def bench_memory(models: Path, make: str | None, work: Path) -> None:
+    """Peak private memory of the process tree that provisions bert_large on the CPU target, check run included."""
+    source = models / "bert_large_fp16.onnx"
+    if not source.exists() and make:
+        subprocess.run([sys.executable, make, str(models), "bert_large_fp16"], check=True)
+    root = work / "bert"
+    write_cpu_bundle(root, source)
     size = source.stat().st_size
     for smoke in (False, True):
         shutil.rmtree(Path(os.environ["REFIT_AGENT_HOME"]) / "cache", ignore_errors=True)

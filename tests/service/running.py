@@ -1,4 +1,4 @@
-"""A real service in a real process, and a raw client of its socket."""
+"""A real service in a real process, and a raw client of its socket or, where its place ends in .json, of its port."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Running:
 
     def __init__(self, home: Path, path: Sequence[Path] = (), **env: str) -> None:
         self.home = home
-        self.socket = home / "run" / "agent.sock"
+        self.socket = Path(env.get("REFIT_AGENT_SOCKET") or home / "run" / "agent.sock")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("REFIT_AGENT_", "CUDA_"))}
         self.env |= {
             "REFIT_AGENT_HOME": str(home),
@@ -77,7 +77,14 @@ class Running:
             self.process.stdout.close()
             self.process = None
 
+    @property
+    def place(self) -> Any:
+        """What the file says of the port."""
+        return json.loads(self.socket.read_bytes())
+
     def connect(self) -> socket.socket:
+        if self.socket.suffix == ".json":
+            return socket.create_connection(("127.0.0.1", self.place["port"]), 30)
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(30)
         try:
@@ -89,8 +96,12 @@ class Running:
 
     def send(self, method: str, path: str, body: Any = None, **headers: str) -> socket.socket:
         data = b"" if body is None else json.dumps(body).encode()
-        lines = [f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", f"Content-Length: {len(data)}"]
-        lines += [f"{k.replace('_', '-')}: {v}" for k, v in headers.items()]
+        common = {"Host": "x"}
+        if self.socket.suffix == ".json":
+            place = self.place
+            common = {"Host": f"127.0.0.1:{place['port']}", "Authorization": f"Bearer {place['token']}"}
+        lines = [f"{method} {path} HTTP/1.1", "Connection: close", f"Content-Length: {len(data)}"]
+        lines += [f"{k.replace('_', '-')}: {v}" for k, v in (common | headers).items() if v]
         sock = self.connect()
         sock.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
         return sock

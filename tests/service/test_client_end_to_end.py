@@ -204,9 +204,9 @@ def test_the_commands(start: Start, bundle: Path) -> None:
         return subprocess.run([sys.executable, "-m", "refit_agent", *map(str, arguments)], capture_output=True, text=True, check=True, timeout=30).stdout  # fmt: skip
 
     assert "registered" in run("status")
-    added = run("bundles", "add", bundle)
-    assert str(bundle) in run("bundles", "list")
-    assert added.split()[0] in run("bundles", "remove", bundle)
+    added = run("register", bundle)
+    assert str(bundle) in run("registered")
+    assert added.split()[0] in run("unregister", bundle)
     path = run("path", bundle, MODEL).strip()
     assert path == run("path", bundle, MODEL).strip()
     assert os.path.isfile(path)
@@ -219,7 +219,7 @@ def test_every_curl_command_of_the_readme_works(start: Start, bundle: Path, home
     start()
     text = (EXAMPLES / "README.md").read_text().replace("denoiser", MODEL)
     commands = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    assert len(commands) == 15
+    assert len(commands) == 16
     env = os.environ | {"SOCK": str(home / "run" / "agent.sock"), "BUNDLE": str(bundle), "LEASE": "", "ID": ""}
     for command in commands:
         done = subprocess.run(["sh", "-c", command.strip() + " -f"], env=env, capture_output=True, text=True, timeout=20)  # fmt: skip

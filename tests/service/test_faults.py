@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -199,29 +197,24 @@ def test_sigterm_lets_a_refit_finish_that_is_nearly_done(
     assert service.process.wait(10) == 0
 
 
-@pytest.fixture
-def keep_alive(service: Running) -> Iterator[socket.socket]:
-    with service.connect() as sock:
-        yield sock
-
-
-def test_thousands_of_requests_leave_memory_flat(service: Running, bundle: Path) -> None:
-    """Hits on kept connections, leases never given back."""
-    service.ensure(bundle, MODEL)
-    assert service.process is not None
-    process = psutil.Process(service.process.pid)
-    body = json.dumps({"bundle": str(bundle), "model": MODEL}).encode()
-    request = b"POST /v1/engines:ensure HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-
-    def many(count: int) -> None:
-        with service.connect() as sock:
-            for _ in range(count):
-                sock.sendall(request)
-                data = sock.recv(65536)
-                assert data.startswith(b"HTTP/1.1 200") and data.endswith(b"}}")
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(many, [1250] * 4))
-        before = process.memory_info().rss
-        list(pool.map(many, [1250] * 4))
-    assert process.memory_info().rss - before < 1 << 20
+def test_a_cache_that_is_deleted_under_the_service(
+    start: Callable[..., Running], slow_runtime: Path, bundle: Path
+) -> None:
+    """In the middle of a refit, and with an engine in use: an error or the engine, and it is made anew."""
+    service = start(path=[slow_runtime])
+    sock = service.begin(bundle, MODEL)
+    until(lambda: (slow_runtime / "count").exists())
+    shutil.rmtree(service.home / "cache")
+    (slow_runtime / "go").touch()
+    last = read_answer(sock).lines[-1]
+    sock.close()
+    assert last["event"] in ("result", "error")
+    made = [service.ensure(bundle, MODEL, ttl_s=600).lines[-1]]
+    shutil.rmtree(service.home / "cache")
+    made.append(service.ensure(bundle, MODEL, ttl_s=600).lines[-1])
+    assert [result["hit"] for result in made] == [False, False]
+    assert Path(made[1]["path"]).is_file()
+    assert service.ask("POST", "/v1/cache:prune", {"max_bytes": 0}).document["removed"] == []
+    for result in made:
+        assert service.ask("DELETE", f"/v1/leases/{result['lease']['id']}").status == 204
+    assert service.ask("POST", "/v1/cache:prune", {"max_bytes": 0}).document["removed"] == [made[1]["key"]]

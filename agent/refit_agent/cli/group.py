@@ -27,7 +27,10 @@ _COMMANDS = {
     "doctor": "refit_agent.cli.doctor_command:doctor",
     "status": "refit_agent.cli.status_commands:status",
     "watch": "refit_agent.cli.status_commands:watch",
-    "bundles": "refit_agent.cli.status_commands:bundles",
+    "ui": "refit_agent.cli.ui_command:ui",
+    "register": "refit_agent.cli.register_commands:register",
+    "unregister": "refit_agent.cli.register_commands:unregister",
+    "registered": "refit_agent.cli.register_commands:registered",
 }
 _EPILOG = """\b
 Exit codes: 0 done; 1 a failed check, or a fault of refit-agent; 2 usage or

@@ -9,7 +9,8 @@ from refit_agent.cli.start_service import start_service
 
 @click.command(short_help="Run the service for this user's apps.")
 def serve() -> int:
-    """Serve this user's apps on a Unix socket, $XDG_RUNTIME_DIR/refit-agent/agent.sock, until SIGTERM.
+    """Serve this user's apps on a Unix socket, $XDG_RUNTIME_DIR/refit-agent/agent.sock (on Windows at
+    a port of loopback), until SIGTERM.
 
     It makes engines for all apps, one at a time, each once; keeps leases; and makes ready in the background
     what registered bundles will need. A second one says so and exits with code 8. Logs go to the state folder,

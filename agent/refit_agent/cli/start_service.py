@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 
 from refit_agent.errors import ServiceMissing
@@ -13,11 +12,9 @@ def start_service() -> int:
     """Serve until a signal ends it; gives the exit code.
 
     Raises:
-        ServiceMissing: the extra "service" is not installed, or this system has no Unix sockets.
+        ServiceMissing: the extra "service" is not installed.
         ServiceError: it cannot listen, for instance because another one does.
     """
-    if sys.platform == "win32":
-        raise ServiceMissing(detail="it runs on Linux and macOS so far")
     try:
         # By name: the library must work, and be checked, without the service.
         serve: Callable[[], int] = importlib.import_module("refit_service.entry").load()

@@ -1,8 +1,7 @@
-"""`refit-agent status`, `watch` and `bundles add|list|remove`: what the service does, and for which apps."""
+"""`refit-agent status` and `watch`: what the service does."""
 
 from __future__ import annotations
 
-import os
 import time
 
 import click
@@ -10,7 +9,7 @@ import msgspec
 
 from refit_agent.cli import output, stop
 from refit_agent.cli.group import json_option
-from refit_agent.client.messages import BundleRecord, JobStatus, Status
+from refit_agent.client.messages import JobStatus, Status
 from refit_agent.client.sync import ServiceClient
 
 _ERRORS_SHOWN = 5
@@ -115,72 +114,3 @@ def _wait(seconds: float) -> None:
     while (left := ends - time.monotonic()) > 0:
         stop.check()
         time.sleep(min(left, 0.1))
-
-
-@click.group(short_help="Tell the service which apps' engines to keep ready.")
-def bundles() -> None:
-    """The bundles that the service keeps ready: their engines are made in the background, also after a new
-    driver or GPU. Needs a running service, and lasts until the bundle is removed.
-
-    \b
-    Example:
-      refit-agent bundles add /opt/app/bundle
-    """
-
-
-@bundles.command("add", short_help="Keep a bundle's engines ready.")
-@click.argument("bundle", type=click.Path())
-@json_option
-def add(bundle: str, as_json: bool) -> int:
-    """Register BUNDLE with the service, for instance when its app has been installed. Once more does no harm."""
-    with ServiceClient() as client:
-        record = client.add_bundle(bundle)
-    if as_json:
-        output.emit_json(msgspec.to_builtins(record))
-    else:
-        output.emit(f"{record.id}  {_bundle_text(record)}")
-    return 0
-
-
-@bundles.command("list", short_help="List the registered bundles.")
-@json_option
-def list_command(as_json: bool) -> int:
-    """List the bundles that the service keeps ready."""
-    with ServiceClient() as client:
-        records = client.bundles()
-    if as_json:
-        output.emit_json({"bundles": msgspec.to_builtins(records)})
-        return 0
-    for record in records:
-        output.emit(f"{record.id}  {_bundle_text(record)}")
-    if not records:
-        output.emit("no bundle is registered")
-    return 0
-
-
-@bundles.command("remove", short_help="Forget a bundle.")
-@click.argument("bundle")
-@json_option
-def remove(bundle: str, as_json: bool) -> int:
-    """Forget BUNDLE, named by its id or its folder, for instance when its app is removed. Its engines stay in
-    the cache until they age out.
-    """
-    with ServiceClient() as client:
-        known = {record.id for record in client.bundles()}
-        name = bundle if bundle in known else _id_of(client, bundle)
-        client.remove_bundle(name)
-    if as_json:
-        output.emit_json({"removed": name})
-    else:
-        output.emit(f"removed {name}")
-    return 0
-
-
-def _id_of(client: ServiceClient, bundle: str) -> str:
-    """The id of the bundle in a folder, which may be gone already; what is none is for the service to refuse."""
-    folder = os.path.realpath(bundle)
-    return next((r.id for r in client.bundles() if os.path.realpath(r.path) == folder), bundle)
-
-
-def _bundle_text(record: BundleRecord) -> str:
-    return f"{record.name} {record.version} ({record.app}), {output.count_text(len(record.models), 'model')}, {record.path}"

@@ -13,13 +13,13 @@ import msgspec
 
 from refit_agent.client import calls, messages
 from refit_agent.client.answers import EnsureAnswer, decoded, ensure_patience_s, within_limits
-from refit_agent.client.http import Answer, Head, Malformed, request_bytes, require_protocol
+from refit_agent.client.http import UNIX, Answer, Head, Malformed, Replaced, Whom, request_bytes
 from refit_agent.client.trust import check_path, check_peer
 from refit_agent.client.wire import ANSWER_S, CONNECT_S, MOST_BODY_BYTES, SILENCE_S
 from refit_agent.errors import ServiceUnreachable
 from refit_agent.machine import Machine
 from refit_agent.progress import Progress
-from refit_agent.service_socket import socket_path
+from refit_agent.service_socket import is_loopback, socket_path
 
 T = TypeVar("T")
 _RECEIVE_BYTES = 64 << 10
@@ -106,6 +106,10 @@ class AsyncClient:
         """Evict engines until the cache is not larger than that (None: its quota)."""
         return await self._call(calls.prune_cache(max_bytes))
 
+    async def page(self) -> messages.PageLink:
+        """An address that opens the status page, once and soon."""
+        return await self._call(calls.page())
+
     # ------------------------------------------------------------ how
 
     async def _call(self, call: calls.Call[T]) -> T:
@@ -138,11 +142,27 @@ class AsyncClient:
     async def _exchange(
         self, method: str, target: str, body: bytes | None, *, until: float, answer_s: float, silence_s: float
     ) -> AsyncGenerator[tuple[Head, bytes], None]:
-        reader, writer = await self._connect()
+        replaced = False
+        while True:
+            pieces = self._attempt(method, target, body, until=until, answer_s=answer_s, silence_s=silence_s)
+            try:
+                async with contextlib.aclosing(pieces):
+                    async for head, piece in pieces:
+                        yield head, piece
+                return
+            except Replaced:
+                if replaced:
+                    raise
+                replaced = True
+
+    async def _attempt(
+        self, method: str, target: str, body: bytes | None, *, until: float, answer_s: float, silence_s: float
+    ) -> AsyncGenerator[tuple[Head, bytes], None]:
+        reader, writer, whom = await self._connect()
         try:
             answer, total = Answer(), 0
             limit = min(until, time.monotonic() + answer_s)
-            writer.write(request_bytes(method, target, body))
+            writer.write(request_bytes(method, target, body, whom))
             while not answer.done:
                 try:
                     data = await asyncio.wait_for(reader.read(_RECEIVE_BYTES), max(0.0, limit - time.monotonic()))
@@ -155,7 +175,7 @@ class AsyncClient:
                 if answer.head is None:
                     continue
                 if headless:
-                    require_protocol(answer.head)
+                    whom.check(answer.head)
                 piece = answer.take()
                 total += len(piece)
                 if total > MOST_BODY_BYTES:
@@ -166,7 +186,9 @@ class AsyncClient:
             # Not awaited: nothing is left to send, and a cancelled call must not wait here.
             writer.transport.abort()
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Whom]:
+        if is_loopback(self.path):
+            return await self._connect_to_port()
         check_path(self.path)
         try:
             reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(self.path), CONNECT_S)
@@ -178,4 +200,17 @@ class AsyncClient:
         except BaseException:
             writer.transport.abort()
             raise
-        return reader, writer
+        return reader, writer, UNIX
+
+    async def _connect_to_port(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Whom]:
+        from refit_agent.client.loopback import HOST, AtPort, places, refused
+
+        fault: BaseException | None = None
+        for place in places(self.path):
+            try:
+                reader, writer = await asyncio.wait_for(asyncio.open_connection(HOST, place.port), CONNECT_S)
+            except (OSError, asyncio.TimeoutError) as error:
+                fault = error
+            else:
+                return reader, writer, AtPort(self.path, place)
+        raise refused(self.path, fault)

@@ -92,3 +92,8 @@ def verify_cache(keys: list[str] | None) -> Call[dict[str, Any]]:
 def prune_cache(max_bytes: int | None) -> Call[dict[str, Any]]:
     """Evict engines until the cache is no larger."""
     return Call("POST", "/v1/cache:prune", dict[str, Any], {"max_bytes": max_bytes}, _WORK_S)
+
+
+def page() -> Call[m.PageLink]:
+    """An address that opens the status page."""
+    return Call("POST", "/v1/page", m.PageLink)

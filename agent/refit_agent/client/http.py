@@ -21,6 +21,10 @@ class Malformed(Exception):  # noqa: N818 - the name says the situation
     """The peer does not speak this protocol; the message says how, as a clause."""
 
 
+class Replaced(Malformed):
+    """Another service than the one that was meant listens there by now, and where is known: it may be asked once."""
+
+
 class Head(NamedTuple):
     """What stands before the body. Header names are in lower case."""
 
@@ -33,11 +37,30 @@ class Head(NamedTuple):
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def request_bytes(method: str, target: str, body: bytes | None) -> bytes:
+class Whom:
+    """Which service is asked, as requests say it and answers show it. This one is behind a Unix socket, where the
+    kernel has said whose it is."""
+
+    __slots__ = ()
+
+    @property
+    def header_lines(self) -> str:
+        """The lines of a request's head that are for this service."""
+        return "Host: refit-agent\r\n"
+
+    def check(self, head: Head) -> None:
+        """Raise Malformed unless the answer is this service's, in our version of the protocol."""
+        require_protocol(head)
+
+
+UNIX = Whom()
+
+
+def request_bytes(method: str, target: str, body: bytes | None, whom: Whom = UNIX) -> bytes:
     """One request, complete. ``target`` must be percent-encoded already."""
     if not target.startswith("/") or not target.isascii() or any(c <= " " or c == "\x7f" for c in target):
         raise ValueError(f"no request target: {target!r}")
-    head = f"{method} {target} HTTP/1.1\r\nHost: refit-agent\r\nAccept: application/json, application/x-ndjson\r\n"
+    head = f"{method} {target} HTTP/1.1\r\n{whom.header_lines}Accept: application/json, application/x-ndjson\r\n"
     if body is not None:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return head.encode("ascii") + b"\r\n" + (body or b"")

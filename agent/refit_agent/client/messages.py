@@ -167,6 +167,13 @@ class ErrorNote(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
+class PageLink(msgspec.Struct, frozen=True, kw_only=True):
+    """An address that opens the service's status page in a browser, once and within ``ttl_s`` seconds."""
+
+    url: str
+    ttl_s: float = 60.0
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the service is and does."""
 

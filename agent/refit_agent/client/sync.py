@@ -12,7 +12,7 @@ import msgspec
 
 from refit_agent.client import calls, messages
 from refit_agent.client.answers import EnsureAnswer, decoded, ensure_patience_s, within_limits
-from refit_agent.client.http import Head, Malformed
+from refit_agent.client.http import Head, Malformed, Replaced
 from refit_agent.client.wire import ANSWER_S, SILENCE_S, Connection, Unanswered, never
 from refit_agent.errors import ServiceUnreachable
 from refit_agent.machine import Machine
@@ -32,7 +32,7 @@ class ServiceClient:
     """
 
     def __init__(self, path: str | None = None, *, answer_s: float = ANSWER_S, silence_s: float = SILENCE_S) -> None:
-        """``path`` is the socket's, None for the usual one. No answer to ``ensure`` begins later than after
+        """``path`` is the service's place, None for the usual one. No answer to ``ensure`` begins later than after
         ``answer_s`` seconds, and none pauses for ``silence_s``."""
         self._idle: list[Connection] = []
         self.path = socket_path() if path is None else path
@@ -109,7 +109,8 @@ class ServiceClient:
         return self._call(calls.bundles()).bundles
 
     def add_bundle(self, path: str | os.PathLike[str]) -> messages.BundleRecord:
-        """Register the bundle at ``path``: its engines are made in the background, now and after changes."""
+        """Register the bundle at ``path``: its engines are made in the background, now and after a new driver
+        or GPU. A bundle that was replaced is to be registered again."""
         return self._call(calls.add_bundle(path))
 
     def remove_bundle(self, bundle: str) -> None:
@@ -137,6 +138,10 @@ class ServiceClient:
     def prune_cache(self, max_bytes: int | None = None) -> dict[str, Any]:
         """Evict engines, least recently used first, until the cache is not larger than that (None: its quota)."""
         return self._call(calls.prune_cache(max_bytes))
+
+    def page(self) -> messages.PageLink:
+        """An address that opens the status page in a browser of this user on this machine, once and soon."""
+        return self._call(calls.page())
 
     # ------------------------------------------------------------ how
 
@@ -176,6 +181,7 @@ class ServiceClient:
         cancelled: Callable[[], bool] = never,
     ) -> Generator[tuple[Head, bytes], None, None]:
         """The pieces of an answer, from a kept connection if there is a good one."""
+        replaced = False
         while True:
             connection, keep = self._connection(), False
             try:
@@ -187,6 +193,10 @@ class ServiceClient:
                 return
             except Unanswered:
                 continue
+            except Replaced:
+                if replaced:
+                    raise
+                replaced = True
             finally:
                 # Not kept after an error: what would come next on it is the rest of this answer.
                 if keep and len(self._idle) < _KEPT:

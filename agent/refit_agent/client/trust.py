@@ -1,4 +1,4 @@
-"""Whether what listens at a socket's path is ours: another user's program must not hand us engines."""
+"""Whether the place of a service is ours: another user's program must not hand us engines."""
 
 from __future__ import annotations
 
@@ -6,36 +6,49 @@ import os
 import socket
 import stat
 import struct
+import sys
+from typing import NoReturn
 
 from refit_agent.errors import ServiceUnreachable
 
-_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
+if sys.platform == "win32":
 
-def check_path(path: str) -> None:
-    """Raise ServiceUnreachable unless ``path`` is a socket of ours in a folder of ours."""
-    if not hasattr(socket, "AF_UNIX"):
-        raise ServiceUnreachable(path=path, detail="this system's Python has no Unix sockets")
-    try:
-        status = os.lstat(path)
-        folder = os.stat(os.path.dirname(path))
-    except (OSError, ValueError) as error:
-        detail = getattr(error, "strerror", None) or str(error)
-        raise ServiceUnreachable(path=path, detail=f"nothing listens there ({detail})") from error
-    if not stat.S_ISSOCK(status.st_mode):
-        raise ServiceUnreachable(path=path, detail="it is not a socket")
-    for what, one in (("it", status), ("its folder", folder)):
-        if one.st_uid != os.geteuid():
-            raise ServiceUnreachable(path=path, detail=f"{what} belongs to user {one.st_uid}")
-        if one.st_mode & _OTHERS_MAY_WRITE:
-            mode = stat.S_IMODE(one.st_mode)
-            raise ServiceUnreachable(path=path, detail=f"other users may write to {what} (mode {mode:o})")
+    def check_path(path: str) -> NoReturn:
+        """Raise ServiceUnreachable: there is no such socket on Windows."""
+        raise ServiceUnreachable(
+            path=path, detail="Python has no Unix sockets here; a place that ends in .json will do"
+        )
+
+else:
+
+    def check_path(path: str) -> None:
+        """Raise ServiceUnreachable unless ``path`` is a socket of ours in a folder of ours."""
+        try:
+            status = os.lstat(path)
+            folder = os.stat(os.path.dirname(path))
+        except (OSError, ValueError) as error:
+            raise nothing_there(path, error) from error
+        if not stat.S_ISSOCK(status.st_mode):
+            raise ServiceUnreachable(path=path, detail="it is not a socket")
+        check_ours(path, "it", status, "write to", OTHERS_MAY_WRITE)
+        check_ours(path, "its folder", folder, "write to", OTHERS_MAY_WRITE)
+
+    def check_ours(path: str, what: str, status: os.stat_result, act: str, forbidden: int) -> None:
+        """Raise ServiceUnreachable unless ``what`` is this user's, and none of the bits ``forbidden``, which would
+        allow other users to ``act``, are in its mode."""
+        if status.st_uid != os.geteuid():
+            raise ServiceUnreachable(path=path, detail=f"{what} belongs to user {status.st_uid}")
+        if status.st_mode & forbidden:
+            mode = stat.S_IMODE(status.st_mode)
+            raise ServiceUnreachable(path=path, detail=f"other users may {act} {what} (mode {mode:o})")
 
 
 def check_peer(path: str, connection: socket.socket) -> None:
     """Raise ServiceUnreachable unless the program at the other end runs as our user, where the system tells."""
     option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
+    if option is None or sys.platform == "win32":
         return
     try:
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
@@ -43,3 +56,9 @@ def check_peer(path: str, connection: socket.socket) -> None:
         raise ServiceUnreachable(path=path, detail=str(error.strerror)) from error
     if uid != os.geteuid():
         raise ServiceUnreachable(path=path, detail=f"user {uid} listens there")
+
+
+def nothing_there(path: str, error: OSError | ValueError) -> ServiceUnreachable:
+    """The error for a place that cannot be looked at."""
+    detail = getattr(error, "strerror", None) or str(error)
+    return ServiceUnreachable(path=path, detail=f"nothing listens there ({detail})")

@@ -1,4 +1,4 @@
-"""One connection to the service over a Unix socket: a request goes out, an answer comes in, all within limits."""
+"""One connection to the service: a request goes out, an answer comes in, all within limits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from refit_agent.client.http import Answer, Head, Malformed, request_bytes, require_protocol
+from refit_agent.client.http import UNIX, Answer, Head, Malformed, Replaced, Whom, request_bytes
 from refit_agent.client.trust import check_path, check_peer
 from refit_agent.errors import Cancelled, ServiceUnreachable
+from refit_agent.service_socket import is_loopback
 
 CONNECT_S = 0.2
 #: A request begins to be answered within this time, however busy the service is.
@@ -35,14 +36,23 @@ def never() -> bool:
 class Connection:
     """A connected socket. For one request at a time; close it after any error."""
 
-    __slots__ = ("_path", "_socket", "_used")
+    __slots__ = ("_path", "_socket", "_used", "_whom")
 
     def __init__(self, path: str) -> None:
-        """Connect, and make sure that it is our own service. Raises ServiceUnreachable."""
-        check_path(path)
+        """Connect, and make sure that it is our own service; at a port of loopback the first answer shows that.
+
+        Raises:
+            ServiceUnreachable: there is none.
+        """
         self._path = path
         self._used = False
-        self._socket = _connect(path)
+        self._whom: Whom
+        if is_loopback(path):
+            from refit_agent.client.loopback import connect  # on a Unix socket nobody pays for it
+
+            self._whom, self._socket = connect(path, CONNECT_S)
+            return
+        self._whom, self._socket = UNIX, _connect(path)
         try:
             check_peer(path, self._socket)
         except BaseException:
@@ -70,6 +80,7 @@ class Connection:
 
         Raises:
             Unanswered: a connection that was used before has been closed by the service.
+            Replaced: on loopback, another service of ours has taken its place and did not do what was asked.
             ServiceUnreachable: no answer, or none that makes sense, in time (``until`` is of time.monotonic).
             Cancelled: ``cancelled`` said so.
         """
@@ -78,7 +89,7 @@ class Connection:
         limit = min(until, started + answer_s)
         try:
             try:
-                self._send(request_bytes(method, target, body), limit)
+                self._send(request_bytes(method, target, body, self._whom), limit)
                 while not answer.done:
                     data = self._receive(limit, cancelled)
                     if reused and not data and answer.head is None:
@@ -88,7 +99,7 @@ class Connection:
                     if answer.head is None:
                         continue
                     if headless:
-                        require_protocol(answer.head)
+                        self._whom.check(answer.head)
                     piece = answer.take()
                     total += len(piece)
                     if total > MOST_BODY_BYTES:
@@ -99,6 +110,8 @@ class Connection:
                 if reused and answer.head is None:
                     raise Unanswered from None
                 raise
+        except Replaced:
+            raise
         except Malformed as fault:
             raise ServiceUnreachable(path=self._path, detail=str(fault)) from fault
         except OSError as error:
@@ -122,6 +135,7 @@ class Connection:
 
 
 def _connect(path: str) -> socket.socket:
+    check_path(path)
     ends = time.monotonic() + CONNECT_S
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

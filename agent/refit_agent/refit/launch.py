@@ -27,6 +27,8 @@ _LOG_TAIL_LINES = 20
 _MAX_LOG_BYTES = 64 << 20
 _LOG_TAIL_BYTES = 16 << 10
 _MAX_EVENT_BYTES = 1 << 20
+#: A worker may report faster than anybody listens: progress beyond this many steps is left out.
+_MOST_WAITING = 64
 #: A worker that has closed its standard output has nothing left to do but to end.
 _LAST_BREATH_S = 5.0
 
@@ -74,7 +76,7 @@ def run_worker(
                 # Not for longer: one that hangs after its last word must not take the caller with it.
                 how = _how_it_ended(process, min(_LAST_BREATH_S, max(0.0, ends - time.monotonic())))
                 raise WorkerCrashed(how=how, phase=phase, log=_tail(log_path))
-            if os.path.getsize(log_path) > _MAX_LOG_BYTES:
+            if _size(log_path) > _MAX_LOG_BYTES:
                 raise WorkerCrashed(how="endless output", phase=phase, log=_tail(log_path))
             # Asked after every event too: a worker that reports without a pause must not escape.
             if cancelled():
@@ -163,7 +165,9 @@ def _talk(process: subprocess.Popen[bytes], job: bytes) -> queue.SimpleQueue[Eve
                 asked.flush()
             with contextlib.suppress(msgspec.DecodeError, ValueError, OSError):
                 while line := told.readline(_MAX_EVENT_BYTES):
-                    events.put(event_decoder.decode(line))
+                    event = event_decoder.decode(line)
+                    if not isinstance(event, Phase) or events.qsize() < _MOST_WAITING:
+                        events.put(event)
             events.put(_ENDED)
 
     threading.Thread(target=talk, name="refit-worker-events", daemon=True).start()
@@ -216,6 +220,13 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True  # the host app reaps children by itself
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError as error:  # somebody deleted the cache
+        raise write_error(error, path) from error
 
 
 def _tail(path: str) -> str:

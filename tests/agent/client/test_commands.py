@@ -28,7 +28,7 @@ def run(*arguments: str | Path, code: int = 0) -> Any:
 
 def test_without_a_service_every_one_says_so() -> None:
     """With the exit code of the service's family."""
-    for command in (["status"], ["watch"], ["bundles", "list"], ["bundles", "add", "/b"], ["bundles", "remove", "x"]):
+    for command in (["status"], ["watch"], ["registered"], ["register", "/b"], ["unregister", "x"]):
         assert "error [service-unreachable]" in run(*command, code=8)
     assert run("status", "--json", code=8)["error"]["code"] == "service-unreachable"
 
@@ -95,17 +95,17 @@ def test_watch_ends_with_ctrl_c(serve: Serve) -> None:
 def test_bundles_are_added_listed_and_removed(serve: Serve, bundle: Path, tmp_path: Path) -> None:
     """By folder or by id; a folder that is gone can still be removed."""
     service = serve()
-    assert run("bundles", "list").strip() == "no bundle is registered"
-    record = run("bundles", "add", bundle, "--json")
+    assert run("registered").strip() == "no bundle is registered"
+    record = run("register", bundle, "--json")
     assert record["path"] == str(bundle)
-    assert "Test 1 (org.example), 1 model, " in run("bundles", "list")
-    assert [b["id"] for b in run("bundles", "list", "--json")["bundles"]] == [record["id"]]
+    assert "Test 1 (org.example), 1 model, " in run("registered")
+    assert [b["id"] for b in run("registered", "--json")["bundles"]] == [record["id"]]
     bundle.rename(tmp_path / "gone")
-    assert run("bundles", "remove", bundle, "--json") == {"removed": record["id"]}
-    assert "not-found" in run("bundles", "remove", "nonsense", code=8)
-    run("bundles", "add", "relative")
+    assert run("unregister", bundle, "--json") == {"removed": record["id"]}
+    assert "not-found" in run("unregister", "nonsense", code=8)
+    run("register", "relative")
     assert service.bundles["0123456789abcdef"]["path"] == os.path.abspath("relative")
-    run("bundles", "remove", "0123456789abcdef")
+    run("unregister", "0123456789abcdef")
     assert service.bundles == {}
 
 

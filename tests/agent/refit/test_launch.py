@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import msgspec
 import psutil
 import pytest
 
+from bundles import REAL
 from jobs import job_for
 from refit_agent.errors import (
+    BundleFileMissing,
     CacheUnwritable,
     Cancelled,
     PlanInvalid,
@@ -230,6 +233,49 @@ def test_running_out_of_memory_is_said_in_words(job: Job, tmp_path: Path, evil_r
     evil_runtime("import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); bytearray(4 << 30)")
     with pytest.raises(RefitError, match="ran out of memory"):
         run(job, tmp_path)
+
+
+def test_a_file_that_vanished_before_it_was_opened_is_missing(job: Job, tmp_path: Path, evil_runtime: Install) -> None:
+    """As it would be if it had been missing from the beginning."""
+    code = "from refit_agent.refit import pipeline\npipeline.OnnxWeights = lambda *_: open('/opt/app/bundle/model.onnx')\n"
+    evil_runtime(code + REAL)
+    with pytest.raises(BundleFileMissing, match=r"/opt/app/bundle/model\.onnx"):
+        run(job, tmp_path)
+
+
+def test_a_cache_that_is_deleted_meanwhile_is_an_error_of_the_cache(
+    job: Job, tmp_path: Path, evil_runtime: Install
+) -> None:
+    """The log lies in it."""
+    evil_runtime(f"os.unlink({str(tmp_path / 'log')!r}); time.sleep(300)")
+    with pytest.raises(CacheUnwritable):
+        run(job, tmp_path)
+
+
+def test_a_worker_that_reports_without_a_pause_fills_no_memory(
+    job: Job, tmp_path: Path, evil_runtime: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow listener gets fewer steps, and all events that count."""
+    flood = """
+    from refit_agent.refit.messages import Phase, encoder
+    frame = sys._getframe()
+    while frame.f_code.co_name != "_perform":
+        frame = frame.f_back
+    for n in range(3000):
+        os.write(frame.f_locals["out"], encoder.encode(Phase(phase="flood", done=n)) + b"\\n")
+    raise LookupError("the end")
+    """
+    evil_runtime(textwrap.dedent(flood))
+    seen: list[int] = []
+
+    def listen(event: Phase) -> None:
+        if event.phase == "flood":
+            seen.append(event.done)
+            time.sleep(0.01)
+
+    with pytest.raises(RefitError, match="the end"):
+        run(job, tmp_path, on_phase=listen)
+    assert seen == sorted(seen) and 0 < len(seen) < 500
 
 
 def test_a_worker_that_cannot_be_started_is_an_error_of_ours(
