@@ -125,5 +125,5 @@ class Failures:
             fd = os.open(f"{self._folder}/{key}.json", _READ_FLAGS)
             with os.fdopen(fd, "rb") as file:
                 return msgspec.json.decode(file.read(_MAX_BYTES), type=Failure)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None

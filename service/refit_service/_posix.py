@@ -6,12 +6,12 @@ import asyncio
 import os
 import signal
 import socket
-import stat
 import sys
 
-from refit_agent.errors import SocketUnusable
-
 assert sys.platform != "win32"  # a type checker for Windows reads no further
+
+from refit_agent.client.trust import OTHERS_MAY_WRITE, fault_of  # noqa: E402
+from refit_agent.errors import SocketUnusable  # noqa: E402
 
 replace = os.replace
 
@@ -20,7 +20,8 @@ def own_folder(path: str) -> None:
     """Make the folder of the place ``path``, for this user alone.
 
     Raises:
-        SocketUnusable: it cannot be made, or other users may replace what is in it.
+        SocketUnusable: it cannot be made, or no client would trust it, since it is another user's or others may
+            write to it. Not even with the sticky bit: they could come before us and make the files there.
     """
     folder = os.path.dirname(path)
     try:
@@ -28,16 +29,23 @@ def own_folder(path: str) -> None:
         status = os.stat(folder)
     except OSError as error:
         raise SocketUnusable(path=path, detail=f"its folder cannot be made: {error.strerror}") from error
-    if status.st_uid not in (os.geteuid(), 0):
-        raise SocketUnusable(path=path, detail=f"its folder belongs to user {status.st_uid}")
-    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
-        mode = f"{status.st_mode & 0o777:o}"
-        raise SocketUnusable(path=path, detail=f"other users may replace it there (mode {mode} of its folder)")
+    fault = fault_of("its folder", status, "write to", OTHERS_MAY_WRITE)
+    if fault:
+        raise SocketUnusable(path=path, detail=fault)
 
 
 def keep_port(sock: socket.socket) -> None:
     """Nothing to do: no other socket gets a port that one listens at, unless that one allows it."""
     del sock
+
+
+def is_gone(pid: int) -> bool:
+    """Whether no process of this user has that number, as far as can be seen from here."""
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError):
+        return True
+    return False
 
 
 def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -59,6 +59,12 @@ def keep_port(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, 1)
 
 
+def is_gone(pid: int) -> bool:
+    """False: there is no signal there that does nothing, so nobody can say by the number alone."""
+    del pid
+    return False
+
+
 def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     """Set ``stop`` when Ctrl+C, Ctrl+Break or the end of the console comes: no event loop has signal handlers there."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from refit_agent.errors import RefitAgentError
 from refit_service import handlers
@@ -15,12 +15,13 @@ from refit_service.bodies import MOST_BYTES
 from refit_service.ensure_handler import ensure
 from refit_service.problems import Refusal, problem_of, problem_response
 from refit_service.protocol import PROTOCOL
+from refit_service.routes import Handler, add_routes, go_on
 from refit_service.state import SERVICE, Service
+from refit_service.transport import SERVER_NAME
 
 if TYPE_CHECKING:
     from refit_service.gate import Gate
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LONGEST_ID = 64
 
 
@@ -39,21 +40,27 @@ def make_app(
             request["passed"] = True
         heard(request.protocol)
         try:
+            await go_on(request)
             return await handler(request)
-        except (RefitAgentError, Refusal) as error:
-            return problem_response(problem_of(error, number))
-        except web.HTTPException as error:
-            response = problem_response(problem_of(error, number))
-            if "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
-            return response
         except (asyncio.CancelledError, ConnectionError):
             raise  # the client went away
-        except Exception as error:  # noqa: BLE001 - one request failed; the service stays up
-            service.report(error, number)
-            return problem_response(problem_of(error, number))
+        except Exception as error:
+            # One request failed; the service stays up.
+            if not isinstance(error, (RefitAgentError, Refusal, web.HTTPException)):
+                service.report(error, number)
+            if "begun" in request:
+                # A second head would be read as more of the first one's body.
+                if request.transport is not None:
+                    request.transport.abort()
+                raise ConnectionAbortedError("an answer has begun already") from error
+            response = problem_response(problem_of(error, number))
+            if isinstance(error, web.HTTPException) and hdrs.ALLOW in error.headers:
+                response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+            return response
 
     async def sign(request: web.Request, response: web.StreamResponse) -> None:
+        request["begun"] = True
+        response.headers[hdrs.SERVER] = SERVER_NAME
         response.headers["X-Request-Id"] = request.get("id", "")
         response.headers["Refit-Agent-Protocol"] = str(PROTOCOL)
         if gate is not None and "passed" in request:
@@ -62,23 +69,25 @@ def make_app(
     app = web.Application(middlewares=[answer], client_max_size=MOST_BYTES)
     app[SERVICE] = service
     app.on_response_prepare.append(sign)
-    routes = app.router
-    routes.add_post("/v1/engines:ensure", ensure)
-    routes.add_get("/v1/health", handlers.health, allow_head=False)
-    routes.add_get("/v1/status", handlers.status, allow_head=False)
-    routes.add_get("/v1/gpus", handlers.gpus, allow_head=False)
-    routes.add_get("/v1/bundles", handlers.list_bundles, allow_head=False)
-    routes.add_post("/v1/bundles", handlers.register)
-    routes.add_delete("/v1/bundles/{id}", handlers.unregister)
-    routes.add_post("/v1/leases/{id}:renew", handlers.renew)
-    routes.add_delete("/v1/leases/{id:[^:]+}", handlers.release)
-    routes.add_get("/v1/explain", handlers.explain, allow_head=False)
-    routes.add_get("/v1/cache", handlers.cache, allow_head=False)
-    routes.add_post("/v1/cache:verify", handlers.verify_cache)
-    routes.add_post("/v1/cache:prune", handlers.prune_cache)
-    routes.add_post("/v1/page", handlers.page)
-    routes.add_get("/v1/openapi.json", handlers.openapi, allow_head=False)
-    routes.add_get("/metrics", handlers.metrics, allow_head=False)
+    add_routes(
+        app,
+        ("POST", "/v1/engines:ensure", ensure),
+        ("GET", "/v1/health", handlers.health),
+        ("GET", "/v1/status", handlers.status),
+        ("GET", "/v1/gpus", handlers.gpus),
+        ("GET", "/v1/bundles", handlers.list_bundles),
+        ("POST", "/v1/bundles", handlers.register),
+        ("DELETE", "/v1/bundles/{id}", handlers.unregister),
+        ("POST", "/v1/leases/{id}:renew", handlers.renew),
+        ("DELETE", "/v1/leases/{id:[^:]+}", handlers.release),
+        ("GET", "/v1/explain", handlers.explain),
+        ("GET", "/v1/cache", handlers.cache),
+        ("POST", "/v1/cache:verify", handlers.verify_cache),
+        ("POST", "/v1/cache:prune", handlers.prune_cache),
+        ("POST", "/v1/page", handlers.page),
+        ("GET", "/v1/openapi.json", handlers.openapi),
+        ("GET", "/metrics", handlers.metrics),
+    )
     return app
 
 

@@ -32,7 +32,8 @@ class Attempts:
         self._path = os.path.join(state, _FILE)
         self._failures: dict[Target, WarmFailure] = {}
         self._before: dict[Target, WarmFailure | None] = {}
-        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError), open(self._path, "rb") as file:
+        damaged = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+        with contextlib.suppress(OSError, *damaged), open(self._path, "rb") as file:
             self._failures = {(f.bundle, f.model, f.target): f for f in _decoder.decode(file.read())}
 
     def failures(self) -> tuple[WarmFailure, ...]:
@@ -104,14 +105,17 @@ class Attempts:
             tries=tries,
             not_before=time.time() + _wait_after_s(tries),
         )
-        self._save()
+        self._save(lasting=True)
 
-    def _save(self) -> None:
+    def _save(self, *, lasting: bool = False) -> None:
         temporary = f"{self._path}.{os.urandom(4).hex()}.tmp"
         try:
             os.makedirs(self._state, mode=0o700, exist_ok=True)
             with open(temporary, "wb") as file:
                 file.write(msgspec.json.encode(list(self._failures.values())))
+                if lasting:  # what is about to begin may take the whole machine down, driver and all
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, self._path)
         except OSError:  # a full disk costs a repeated try after the next start
             with contextlib.suppress(OSError):

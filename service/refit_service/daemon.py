@@ -21,6 +21,7 @@ from refit_service.jobs import Job, Jobs
 from refit_service.leases import LeaseBook
 from refit_service.listening import BACKLOG, Listening, listen
 from refit_service.metrics import Tally
+from refit_service.now_and_then import NowAndThen
 from refit_service.page.on_demand import PageOnDemand
 from refit_service.registry import Registry
 from refit_service.state import Service, note_error, note_job
@@ -109,7 +110,8 @@ async def _serve(listening: Listening) -> None:
     )
     await runner.setup()
     assert runner.server is not None
-    door = Doorkeeper(runner.server, listening.uid, lambda uid: log.warning("connection of another user", uid=uid))
+    strangers = NowAndThen("connection of another user")
+    door = Doorkeeper(runner.server, listening.uid, lambda uid: strangers.warn(uid=uid))
     # Now, so that the first request does not wait for the driver.
     await in_thread(lambda: learn_machine(home), "detect")
     server = await loop.create_server(door, sock=listening.sock.dup(), backlog=BACKLOG)

@@ -71,8 +71,16 @@ async def _stream(request: web.Request, service: Service, job: Job, waiter: Wait
         response = web.StreamResponse(headers={"Content-Type": STREAM_TYPE, "Cache-Control": "no-store"})
         await response.prepare(request)
         lines = _Lines(response, request)
-        outcome = await _outcome(service, lines, job, waiter, request["id"])
-        await lines.write_last(_last_line(outcome, request["id"]))
+        try:
+            outcome = await _outcome(service, lines, job, waiter, request["id"])
+            last = _last_line(outcome, request["id"])
+        except ConnectionError:
+            raise  # the client went away
+        except Exception as error:  # noqa: BLE001 - the client must be told all the same, and in this stream
+            service.report(error, request["id"])
+            await lines.write_last(_last_line(error, request["id"]))
+            return response
+        await lines.write_last(last)
         told = True
         return response
     finally:
@@ -119,9 +127,10 @@ class _Lines:
             self._transport.set_write_buffer_limits(high=_MOST_LINE_BYTES)
 
     async def write_progress(self, job: Job, deadline_s: float) -> None:
-        """Write what is new until the job is done, or has taken longer than this client wants to wait."""
+        """Write what is new until the job is done, or this client wants to wait no longer: ``deadline_s`` seconds for
+        its turn, and as many from then on, however often it makes way and is begun anew."""
         loop = asyncio.get_running_loop()
-        begun, since = job.begun, loop.time()
+        begun, since = job.begun is not None, loop.time()
         while not job.done:
             seen = job.version
             await self._write_step(job)
@@ -129,9 +138,9 @@ class _Lines:
             await job.wait_change(seen, _HEARTBEAT_S)
             while not job.done and loop.time() < paused:
                 await job.wait_change(job.version, paused - loop.time())
-            if job.begun != begun:  # its turn has come, or it made way and waits anew
-                begun, since = job.begun, loop.time()
-            limit = since + deadline_s + (0.0 if begun is None else _GRACE_S)
+            if not begun and job.begun is not None:  # its turn has come
+                begun, since = True, loop.time()
+            limit = since + deadline_s + (_GRACE_S if begun else 0.0)
             if loop.time() >= limit:
                 return
 

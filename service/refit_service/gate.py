@@ -8,16 +8,12 @@ site has business here, so there may be no Origin.
 from __future__ import annotations
 
 import hmac
-import time
 
 from aiohttp import hdrs, web
 
 from refit_agent.client.loopback import HOST, PROOF_HEADER, Place
-from refit_agent.logs import get_logger
+from refit_service.now_and_then import NowAndThen
 from refit_service.problems import Refusal, problem_of, problem_response
-
-#: Between two lines of the log: a page can ask a thousand times a second.
-_PAUSE_S = 60.0
 
 
 class Gate:
@@ -27,21 +23,19 @@ class Gate:
         self._host = f"{HOST}:{place.port}"
         self._wanted = f"Bearer {place.token}".encode()
         self._proof = place.proof
-        self._quiet_until = 0.0
+        self._refused = NowAndThen("a request was refused")
 
     def passes(self, request: web.BaseRequest) -> bool:
         """Whether the request may be answered; if not, the log says why, now and then."""
         why = self._fault(request)
-        if why and time.monotonic() >= self._quiet_until:
-            self._quiet_until = time.monotonic() + _PAUSE_S
-            get_logger("refit_service").warning("a request was refused", why=why)
+        if why:
+            self._refused.warn(why=why)
         return not why
 
     def refusal(self, request_id: str) -> web.Response:
         """The answer to a request that does not pass: the same whatever was wrong. It ends the connection, so that
         strangers do not keep the places of those who may ask."""
         response = problem_response(problem_of(Refusal(403, "forbidden", _WORDS), request_id))
-        response.headers[hdrs.SERVER] = "refit-agent"  # and not which Python and aiohttp this is
         response.force_close()
         return response
 

@@ -15,6 +15,10 @@ from refit_service.protocol import JobRecord, LeaseRecord, ProgressEvent
 _QUEUED = Progress(phase="queue", text="waiting for its turn", fraction=0.0)
 #: Below this share of the work an estimate of the rest would be a guess.
 _LEAST_FRACTION = 0.05
+#: Background work that has made way so often, and has lost so much of its time by that, does not any more: apps that
+#: come and go would keep it from its end for ever. Both, since an app that starts asks for many engines in a row.
+_MOST_TIMES = 3
+_MOST_LOST_S = 60.0
 
 
 class Waiter:
@@ -24,13 +28,14 @@ class Waiter:
     is neither: the job worked on another's question, and what came of it is no answer to this one's. Ask again then.
     """
 
-    __slots__ = ("engine", "error", "job", "lease", "missing", "process", "ttl_s", "wish")
+    __slots__ = ("asked", "engine", "error", "job", "lease", "missing", "process", "ttl_s", "wish")
 
     def __init__(self, wish: Wish, missing: Missing, ttl_s: float, process: Process | None = None) -> None:
         self.wish = wish
         self.missing = missing
         self.ttl_s = ttl_s
         self.process = process
+        self.asked = time.monotonic()
         self.job: Job | None = None
         self.engine: Engine | None = None
         self.error: BaseException | None = None
@@ -56,8 +61,15 @@ class Job:
         self.abandoned = False
         #: It is to make way for another, and to begin anew later.
         self.yields = False
-        #: It has been allowed to finish, once, although an app waits for another.
-        self.spared = False
+        #: Its thread knows that it is to stop.
+        self.told = False
+        #: Until when it may finish although an app waits for another, on the loop's clock; None while none does.
+        self.spared_until: float | None = None
+        #: Its worker has the least priority.
+        self.low = False
+        #: It has made way often enough.
+        self.stays = False
+        self._times, self._lost_s = 0, 0.0
         self.engine: Engine | None = None
         self.error: BaseException | None = None
         self.version = 0
@@ -119,13 +131,18 @@ class Job:
         first = next((waiter for waiter in self.waiters if not waiter.wish.background), self.waiters[0])
         self.wish, self.missing = first.wish, first.missing
         self.deadline_s = max(waiter.wish.deadline_s for waiter in self.waiters)
+        # Nor is it done with what others leave once apps have to wait for its end.
+        self.low = first.wish.background and not self.stays
         self.begun = time.monotonic()
-        self.spared = False
+        self.yields = self.told = False
+        self.spared_until = None
         self.changed()
 
     def put_back(self) -> None:
         """It has made way, and waits for its turn again."""
-        self.yields = False
+        self._times += 1
+        self._lost_s += 0.0 if self.begun is None else time.monotonic() - self.begun
+        self.stays = self._times >= _MOST_TIMES and self._lost_s >= _MOST_LOST_S
         self.begun = None
         self.progress = _QUEUED
         self.changed()
@@ -141,7 +158,9 @@ class Job:
             if isinstance(outcome, Engine):
                 if outcome.key == waiter.missing.key or self._answers(waiter):
                     waiter.engine = outcome
-            elif isinstance(outcome, ServiceStopping) or (self._answers(waiter) and not self._too_hasty(waiter)):
+            elif isinstance(outcome, ServiceStopping) or (
+                self._answers(waiter) and not self._too_hasty(waiter) and not self._came_later(waiter)
+            ):
                 waiter.error = outcome
 
     def _answers(self, waiter: Waiter) -> bool:
@@ -152,3 +171,8 @@ class Job:
     def _too_hasty(self, waiter: Waiter) -> bool:
         """Whether it was given up at the deadline of others, when he wants to wait for longer."""
         return isinstance(self.error, (WorkerTimeout, CacheBusy)) and waiter.wish.deadline_s > self.deadline_s
+
+    def _came_later(self, waiter: Waiter) -> bool:
+        """Whether it may be due to weights that are not the ones he asked for: their external data, which the flight
+        does not name, may have been replaced since it was begun."""
+        return waiter.wish.weights is not None and self.begun is not None and waiter.asked > self.begun

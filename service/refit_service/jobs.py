@@ -1,8 +1,9 @@
 """The queue of engines in the making: one job for each engine however many wait for it, one job at a time.
 
 What an app waits for goes before background work. If that is under way already it is stopped, and put back into the
-queue: it may take minutes, and there is one GPU. Used by the event loop's thread alone, but for the job's own
-thread, which runs `work.make`.
+queue: it may take minutes, and there is one GPU. If an app comes to want what is made in the background, it is begun
+anew with an app's priority, which no worker can be given later. Used by the event loop's thread alone, but for the
+job's own thread, which runs `work.make`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from refit_service.work import make
 
 __all__ = ["Job", "Jobs", "Waiter"]
 
-#: Background work that has got further may finish although an app waits, if it does so within some seconds: what it
-#: has done would be lost.
+#: Background work that has got further may finish although an app waits, within some seconds if that waits for another
+#: engine: what it has done would be lost.
 _NEARLY_DONE = 0.8
 _FINISH_S = 10.0
 
@@ -37,6 +38,7 @@ class Jobs:
         self._flights: dict[str, Job] = {}
         self._queue: list[Job] = []
         self._running: Job | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()
         self.stopping = False
 
@@ -78,14 +80,13 @@ class Jobs:
         job.waiters.remove(waiter)
         if job.done:
             return
-        if job.waiters:
-            self._make_way()  # perhaps it was the last app
-            return
-        # From now on a new wish for the same engine is a new job: this one cannot be brought back.
-        job.abandoned = True
-        self._forget_flight(job)
-        if job in self._queue:
-            self._queue.remove(job)
+        if not job.waiters:
+            # From now on a new wish for the same engine is a new job: this one cannot be brought back.
+            job.abandoned = True
+            self._forget_flight(job)
+            if job in self._queue:
+                self._queue.remove(job)
+        self._make_way()  # perhaps it was the last app
 
     async def stop(self, patience_s: float, deadline_s: float) -> bool:
         """Take no more work, give the running job ``patience_s`` seconds, then stop it; whether it has ended
@@ -106,16 +107,31 @@ class Jobs:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ended.wait(), limit_s)
 
-    def _make_way(self, late: Job | None = None) -> None:
-        """Stop the running job if no app waits for it and one waits for another; ``late`` has had its time to finish."""
+    def _make_way(self) -> None:
+        """Have the running job stopped, or not any more, as who waits now wants it. For whenever that changes."""
+        if self._timer is not None:
+            self._timer.cancel()
         job = self._running
-        if job is None or job.yields or not job.background or all(other.background for other in self._queue):
+        if job is None:
             return
-        if job.progress.fraction <= _NEARLY_DONE or job is late:
+        if not self._is_in_the_way(job):
+            job.yields, job.spared_until = False, None
+        elif not job.yields and job.progress.fraction > _NEARLY_DONE:
+            loop = asyncio.get_running_loop()
+            if job.spared_until is None:
+                job.spared_until = loop.time() + _FINISH_S
+            if loop.time() >= job.spared_until:
+                job.yields = True
+            else:
+                self._timer = loop.call_at(job.spared_until, self._make_way)
+        else:
             job.yields = True
-        elif not job.spared:
-            job.spared = True
-            asyncio.get_running_loop().call_later(_FINISH_S, self._make_way, job)
+
+    def _is_in_the_way(self, job: Job) -> bool:
+        if job.background:
+            return not job.stays and not all(other.background for other in self._queue)
+        # An app has come to want it, and waits for a worker that gets what all others leave.
+        return job.low and (job.yields or job.progress.fraction <= _NEARLY_DONE)
 
     def _start_next(self) -> None:
         while self._running is None and self._queue:
@@ -129,10 +145,15 @@ class Jobs:
 
     def _start(self, job: Job) -> None:
         on_progress = _reporter(job, asyncio.get_running_loop())
-        wish, missing, deadline_s = job.wish, job.missing, job.deadline_s
+        wish, missing, deadline_s = job.wish._replace(background=job.low), job.missing, job.deadline_s
+
+        def cancelled() -> bool:
+            # What it has been told cannot be taken back.
+            job.told = job.told or job.abandoned or job.yields
+            return job.told
 
         def work() -> Engine:
-            return make(wish, missing, deadline_s, job.request_id, on_progress, lambda: job.abandoned or job.yields)
+            return make(wish, missing, deadline_s, job.request_id, on_progress, cancelled)
 
         future = in_thread(work, "refit-job")
         self._running = job
@@ -142,10 +163,10 @@ class Jobs:
         self._running = None
         error = done.exception()
         try:
-            if isinstance(error, Cancelled) and job.yields and job.waiters and not self.stopping:
+            if isinstance(error, Cancelled) and job.waiters and not self.stopping:
                 job.put_back()
                 self._queue.insert(0, job)
-            elif error is not None and self.stopping and (job.abandoned or job.yields):
+            elif error is not None and self.stopping and (job.abandoned or job.told):
                 self._settle(job, ServiceStopping())
             else:
                 self._settle(job, done.result() if error is None else error)

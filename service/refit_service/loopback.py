@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from refit_agent.client.http import Replaced
-from refit_agent.client.loopback import HOST, MOST_BYTES, Place
-from refit_agent.client.wire import Connection
+from refit_agent.client.http import Answer, Head, Malformed, Whom, request_bytes
+from refit_agent.client.loopback import BUSY, HOST, MOST_BYTES, PROOF_HEADER, Place, connect, read_place
 from refit_agent.errors import ServiceRunning, ServiceUnreachable, SocketUnusable
 from refit_service.gate import Gate
 
@@ -119,7 +118,7 @@ def _check_replaceable(path: str) -> None:
         msgspec.json.decode(data, type=_AnyPlace)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SocketUnusable(path=path, detail="something that is no file of the service is in its place") from error
-    if _answers(path):
+    if _is_used(path):
         # It listens without our lock: somebody removed the lock's file.
         raise ServiceRunning(path=path)
 
@@ -132,16 +131,47 @@ def _read(path: str) -> bytes:
         return file.read(MOST_BYTES + 1)
 
 
-def _answers(path: str) -> bool:
-    """Whether the service that wrote the file is still there, and not a stranger at its port."""
-    until = time.monotonic() + _PROBE_S
+def _is_used(path: str) -> bool:
+    """Whether the service that wrote the file may still be there, and not a stranger at its port.
+
+    One that is busy or full is there: who says nothing, or that there is no place for another connection, is taken for
+    the service as long as the process that wrote the file lives.
+    """
     try:
-        with contextlib.closing(Connection(path)) as connection:
-            for _ in connection.exchange("GET", "/v1/health", until=until):
-                pass
-    except (ServiceUnreachable, Replaced):
+        place = read_place(path)
+    except ServiceUnreachable:
+        return False  # no client could use it either
+    try:
+        whom, sock = connect(path, _PROBE_S)
+    except ServiceUnreachable as error:
+        return not isinstance(error.__cause__, ConnectionRefusedError) and not _platform.is_gone(place.pid)
+    try:
+        with contextlib.closing(sock):
+            head = _head(sock, whom)
+    except Malformed:
         return False
-    return True
+    if head is not None and head.headers.get(PROOF_HEADER.lower()) == place.proof:
+        return True
+    if head is not None and head.status != BUSY:
+        return False
+    return not _platform.is_gone(place.pid)
+
+
+def _head(sock: socket.socket, whom: Whom) -> Head | None:
+    """The head of the answer to a question; None if there is none in time. Raises Malformed."""
+    until = time.monotonic() + _PROBE_S
+    answer = Answer()
+    try:
+        sock.sendall(request_bytes("GET", "/v1/health", None, whom))
+        while answer.head is None:
+            sock.settimeout(max(0.001, until - time.monotonic()))
+            data = sock.recv(MOST_BYTES)
+            if not data:
+                return None
+            answer.feed(data)
+    except OSError:
+        return None
+    return answer.head
 
 
 def _bind(path: str, backlog: int) -> socket.socket:

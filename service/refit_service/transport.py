@@ -14,6 +14,8 @@ from refit_service.problems import Refusal, problem_of
 from refit_service.protocol import PROBLEM_TYPE, PROTOCOL
 
 MOST_CONNECTIONS = 256
+#: And not which Python and aiohttp this is, which is what aiohttp would tell strangers too.
+SERVER_NAME = "refit-agent"
 #: A client is on this machine and has its request ready when it connects.
 HEAD_S = 10.0
 _KEEPALIVE_S = 75.0
@@ -67,7 +69,7 @@ class Connection(web.RequestHandler):
             status=status,
             body=msgspec.json.encode(document),
             content_type=PROBLEM_TYPE,
-            headers={"X-Request-Id": number, "Refit-Agent-Protocol": str(PROTOCOL)},
+            headers={"Server": SERVER_NAME, "X-Request-Id": number, "Refit-Agent-Protocol": str(PROTOCOL)},
         )
         response.force_close()
         return response

@@ -91,7 +91,8 @@ class Warmer:
             for what in self._targets(record):
                 wanted.add(what)
                 wait_s = self._attempts.wait_s(what)
-                if wait_s == 0:
+                # A reason to wait holds for all of them, and to ask for it starts a process.
+                if wait_s == 0 and self._state != "paused":
                     wait_s = await self._provide(what)
                 if wait_s > 0:
                     waits.append(wait_s)

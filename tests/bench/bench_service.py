@@ -19,8 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import psutil
 
@@ -31,6 +32,7 @@ from refit_agent import ServiceClient, ensure_engine
 from refit_agent.authoring.demo_bundle import write_demo_bundle
 from refit_agent.client.messages import EnsureRequest
 
+Results: TypeAlias = "Queue[tuple[float, float, list[float]]]"
 _CLIENTS = 32
 #: What the service has to bear in all.
 _HITS_PER_S = 2000
@@ -48,44 +50,43 @@ class Load(NamedTuple):
         return f"median {middle * 1e3:.2f} ms, 99 % {late * 1e3:.2f} ms, {self.per_s:.0f} hits/s in all"
 
 
-def _client(bundle: str, model: str, pause_s: float, seconds: float, number: int, out: Queue[object]) -> None:
+def _client(bundle: str, model: str, pause_s: float, seconds: float, number: int, start: Barrier, out: Results) -> None:
     """Hits for ``seconds``; with a pause at fixed times, whether or not the last answer was late."""
     request, times = EnsureRequest(bundle=bundle, model=model), []
     with ServiceClient() as client:
         client.ensure(request)
-        out.put("ready")
-        begun = time.monotonic() + 1.0  # all are connected by then
+        start.wait(60)
+        begun = time.monotonic()
         due = begun + pause_s * number / _CLIENTS
         time.sleep(max(0.0, due - time.monotonic()))
-        while due < begun + seconds:
+        while time.monotonic() < begun + seconds:
             # From when it was due, not from when it was sent: a late answer must not hide the next one's wait.
-            start = due if pause_s else time.monotonic()
+            asked = due if pause_s else time.monotonic()
             client.ensure(request)
             now = time.monotonic()
-            times.append(now - start)
-            due = due + pause_s if pause_s else now
-            if due > now:
+            times.append(now - asked)
+            due += pause_s
+            if pause_s and due > now:
                 time.sleep(due - now)
-    out.put(times)
+    out.put((begun, time.monotonic(), times))
 
 
 def load(bundle: str, model: str, pause_s: float, seconds: float) -> Load:
-    """32 client processes at once."""
+    """32 client processes at once; hits a second from the first one's begin to the last one's end."""
     context = multiprocessing.get_context("fork")
-    out: Queue[object] = context.Queue()
+    out: Results = context.Queue()
+    start = context.Barrier(_CLIENTS)
     clients = [
-        context.Process(target=_client, args=(bundle, model, pause_s, seconds, number, out))
+        context.Process(target=_client, args=(bundle, model, pause_s, seconds, number, start, out))
         for number in range(_CLIENTS)
     ]
     for client in clients:
         client.start()
-    times: list[float] = []
-    for answer in (out.get() for _ in range(2 * _CLIENTS)):
-        if isinstance(answer, list):
-            times += answer
+    answers = [out.get(timeout=seconds + 120) for _ in clients]
     for client in clients:
         client.join()
-    return Load(times, len(times) / seconds)
+    times = [t for _, _, some in answers for t in some]
+    return Load(times, len(times) / (max(end for _, end, _ in answers) - min(begin for begin, _, _ in answers)))
 
 
 def bench_hits(bundle: str, model: str, seconds: float) -> None:

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from bundles import MODEL, SIZE, make_bundle
 from refit_agent.provision import ensure_engine
 
+from .altered import Altered
 from .running import Running, read_answer, until
 
 
@@ -50,6 +51,63 @@ def test_every_answer_is_signed(service: Running, bundle: Path) -> None:
         assert len(answer.headers["x-request-id"]) == 16
     assert service.ask("GET", "/v1/health", X_Request_Id="abc-1").headers["x-request-id"] == "abc-1"
     assert service.ask("GET", "/v1/health", X_Request_Id='a"b').headers["x-request-id"] != 'a"b'
+
+
+def test_what_a_request_expects_is_no_reason_for_another_answer(service: Running, bundle: Path) -> None:
+    """A client that waits for the word to go on gets it; all else that is expected is passed over."""
+    answers = [service.ask("GET", path, Expect="x") for path in ("/v1/health", "/nope")]
+    answers.append(service.ask("PUT", "/v1/health", Expect="x"))
+    assert [a.status for a in answers] == [200, 404, 405]
+    assert answers[2].headers["allow"] == "GET"
+    for answer in (*answers, service.ensure(bundle, "nope")):
+        assert answer.headers["server"] == "refit-agent"
+        assert len(answer.headers["x-request-id"]) == 16
+    body = json.dumps({"bundle": str(bundle), "model": MODEL}).encode()
+    with service.connect() as sock:
+        head = ["POST /v1/engines:ensure HTTP/1.1", "Host: x", "Expect: 100-continue", "Connection: close"]
+        sock.sendall("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode())
+        assert sock.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(body)
+        assert read_answer(sock).lines[-1]["event"] == "result"
+
+
+_ONCE = """
+from refit_service import ensure_handler
+_real, _calls = ensure_handler._last_line, []
+def broken(*given):
+    _calls.append(given)
+    if len(_calls) <= {times}:
+        raise ValueError("nobody foresaw this")
+    return _real(*given)
+ensure_handler._last_line = broken
+"""
+
+
+def test_a_fault_within_a_stream_is_its_last_line(home: Path, bundle: Path) -> None:
+    """And nobody holds the lease that was granted before."""
+    with Altered(home, _ONCE.format(times=1)) as service:
+        answer = service.ensure(bundle, MODEL)
+        assert (answer.status, answer.lines[-1]["event"], answer.lines[-1]["code"]) == (200, "error", "internal")
+        assert answer.lines[-1]["request_id"] == answer.headers["x-request-id"]
+        assert "nobody foresaw this" in (home / "state/logs/service.log").read_text()
+        assert b"refit_agent_leases 0.0" in service.ask("GET", "/metrics").body
+        assert service.status["errors"][-1]["code"] == "internal"
+        assert service.ensure(bundle, MODEL).document["hit"]
+
+
+def test_no_second_answer_follows_within_the_first(home: Path, bundle: Path) -> None:
+    """If even the last line cannot be written, the connection ends."""
+    with Altered(home, _ONCE.format(times=2)) as service, service.begin(bundle, MODEL) as sock:
+        data = b""
+        try:
+            while piece := sock.recv(65536):
+                data += piece
+        except ConnectionResetError:
+            pass
+        assert data.count(b"HTTP/1.1") == 1
+        assert not data.endswith(b"0\r\n\r\n")
+        assert service.status["errors"][-1]["code"] == "internal"
+        assert service.ensure(bundle, MODEL).document["hit"]
 
 
 def test_errors_are_problem_documents(service: Running, bundle: Path) -> None:

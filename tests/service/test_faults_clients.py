@@ -137,20 +137,39 @@ def test_a_reader_that_sleeps_is_not_waited_for_beyond_its_deadline(
         until(lambda: gauge(hasty, "connections") == 1, 10)
 
 
+def ask_health(sock: socket.socket) -> Answer:
+    """The whole answer, however it comes in parts; the connection stays."""
+    sock.sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
+    head, body = b"", b""
+    while not head:
+        body += _more(sock)
+        if b"\r\n\r\n" in body:
+            head, _, body = body.partition(b"\r\n\r\n")
+    first, *rest = head.decode().lower().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in rest)
+    while len(body) < int(headers["content-length"]):
+        body += _more(sock)
+    return Answer(int(first.split()[1]), headers, body)
+
+
+def _more(sock: socket.socket) -> bytes:
+    data = sock.recv(65536)
+    if not data:
+        raise ConnectionResetError("it ended before its answer did")
+    return data
+
+
 def keep(service: Running) -> socket.socket:
     """A connection that has had an answer, and stays."""
     sock = service.connect()
-    sock.sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+    assert ask_health(sock).status == 200
     return sock
 
 
 def ask_once(service: Running) -> Answer:
     """The answer to one request; one that is refused at the door may be reset behind it."""
-    with service.connect() as sock, contextlib.suppress(BrokenPipeError):
-        sock.sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
-        head, _, body = sock.recv(65536).partition(b"\r\n\r\n")
-        return Answer(int(head.split()[1]), {}, body)
+    with service.connect() as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        return ask_health(sock)
     return Answer(0, {}, b"{}")
 
 
@@ -182,8 +201,7 @@ def test_one_connection_too_many_is_told_so(
         (slow_runtime / "go").touch()
         for sock in streams:
             assert read_answer(sock).lines[-1]["event"] == "result"
-        kept[-1].sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert kept[-1].recv(65536).startswith(b"HTTP/1.1 200")
+        assert ask_health(kept[-1]).status == 200
 
 
 def test_one_who_asks_and_asks_and_never_reads_is_cut_off(home: Path) -> None:

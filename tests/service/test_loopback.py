@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from bundles import MODEL, make_bundle
 from refit_agent import AsyncClient, ServiceClient, ensure_engine
 from refit_agent.client import _windows, loopback
 from refit_agent.client.messages import EnsureRequest
-from refit_agent.errors import ServiceUnreachable
+from refit_agent.errors import ServiceUnreachable, SocketUnusable
+from refit_service import loopback as service_side
 from refit_service.gate import Gate
 from refit_service.listening import listen
 
@@ -145,6 +148,105 @@ def test_a_second_service_says_so(service: Running) -> None:
     assert service.ask("GET", "/v1/health").document == {"ok": True}
 
 
+def test_a_full_service_is_not_taken_for_dead(service: Running) -> None:
+    """Clients are told what is the matter, and without the lock's file nobody takes its place."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(256):
+            sock = stack.enter_context(service.connect())
+            sock.sendall("\r\n".join(["GET /v1/health HTTP/1.1", *_lines(service), "", ""]).encode())
+            assert sock.recv(12) == b"HTTP/1.1 200"
+        with pytest.raises(ServiceUnreachable, match=r"takes no more connections|reset"):
+            ServiceClient().status()
+        Path(f"{service.socket}.lock").unlink()
+        command = [sys.executable, "-m", "refit_agent", "serve"]
+        second = subprocess.run(command, env=service.env, capture_output=True, text=True, timeout=20)
+        assert (second.returncode, "service-running" in second.stderr) == (8, True)
+    until(lambda: _answers(service))
+
+
+def _answers(service: Running) -> bool:
+    with contextlib.suppress(ConnectionError):  # those that hung up may still be counted
+        return service.ask("GET", "/v1/health").status == 200
+    return False
+
+
+def _lines(service: Running) -> list[str]:
+    return [f"{name}: {text}" for name, text in raw_headers(service).items()]
+
+
+def _said(status: int, *lines: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status} Said", "Content-Length: 0", *lines, "", ""]).encode()
+
+
+#: What listens at the port says; whether it may be our service if the process that wrote the file lives, and if not.
+SAID = {
+    "the proof": (_said(200, f"Refit-Agent-Proof: {'cd' * 32}", "Refit-Agent-Protocol: 1"), True, True),
+    "the proof, by another version": (_said(404, f"Refit-Agent-Proof: {'cd' * 32}"), True, True),
+    "no place": (_said(503), True, False),
+    "nothing": (b"", True, False),
+    "no proof": (_said(200, "Refit-Agent-Protocol: 1"), False, False),
+    "another proof": (_said(200, f"Refit-Agent-Proof: {'0' * 64}"), False, False),
+    "no HTTP": (b"220 mail.example ESMTP\r\n", False, False),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there a number tells whether the process lives")
+@pytest.mark.parametrize("said", SAID)
+def test_who_is_taken_for_a_service(place: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """One that is busy must not be pushed aside; a stranger at the port of a killed one must not keep us out."""
+    monkeypatch.setattr(service_side, "_PROBE_S", 0.5)
+    data, *expected = SAID[said]
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    place.parent.mkdir(parents=True, mode=0o700)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found = []
+        for pid in (os.getpid(), dead.pid):
+            document = {"port": listener.getsockname()[1], "token": "ab" * 32, "proof": "cd" * 32, "pid": pid}
+            place.write_text(json.dumps(document))
+            place.chmod(0o600)
+            answering = threading.Thread(target=_say, args=(listener, data))
+            answering.start()
+            found.append(service_side._is_used(str(place)))
+            answering.join()
+    assert found == expected
+    assert not service_side._is_used(str(place))  # nobody listens any more
+
+
+def _say(listener: socket.socket, data: bytes) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.settimeout(10)
+        connection.recv(65536)
+        connection.sendall(data)
+        while connection.recv(65536):
+            pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs modes")
+@pytest.mark.parametrize("name", ["agent.sock", "agent.json"])
+def test_a_folder_that_no_client_trusts_is_refused(home: Path, tmp_path: Path, name: str) -> None:
+    """The sticky bit keeps others from removing what is there, not from making it first."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    with Running(home, REFIT_AGENT_SOCKET=str(folder / name)).start(wait=False) as running:
+        assert running.process is not None
+        out = running.process.communicate(timeout=20)[0].decode()
+        assert running.process.returncode == 8, out
+        assert "socket-unusable" in out and "other users may write to its folder (mode 1777)" in out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs owners")
+def test_another_users_folder_is_refused_even_if_it_is_roots(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the clients do."""
+    place.parent.mkdir(parents=True, mode=0o755)
+    owner = place.parent.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(SocketUnusable, match=f"its folder belongs to user {owner}"):
+        listen(str(place))
+
+
 @pytest.mark.parametrize("what", ["words", "document", "link", "folder"])
 def test_what_is_no_file_of_the_service_stays(home: Path, place: Path, what: str) -> None:
     """A path given by mistake must not cost anybody his settings."""
@@ -213,7 +315,7 @@ def test_strangers_learn_nothing(service: Running, who: str) -> None:
             assert (answer.status, answer.headers["content-type"]) == (403, "application/problem+json")
             assert answer.document["code"] == "forbidden"
             assert PROOF not in answer.headers
-            assert "Python" not in answer.headers["server"]
+            assert answer.headers["server"] == "refit-agent"
             told.add(answer.body)
     assert len(told) == 1
     secrets = service.place
@@ -234,6 +336,25 @@ def test_none_and_two_of_a_kind_are_refused(service: Running, name: str) -> None
                 answer = read_answer(sock)
             assert answer.status in (400, 403), answer
             assert PROOF not in answer.headers
+
+
+@pytest.mark.parametrize("expected", ["x", "100-continue"])
+@pytest.mark.parametrize("target", ["GET /v1/health", "POST /v1/engines:ensure", "GET /nowhere", "OPTIONS *"])
+def test_what_a_request_expects_is_no_way_past_the_gate(service: Running, target: str, expected: str) -> None:
+    """A stranger gets the same answer as ever, and no other before it."""
+    lines = ["Host: evil.example", "Origin: http://evil.example", f"Expect: {expected}", "Content-Length: 0"]
+    with send_raw(service, f"{target} HTTP/1.1", *lines) as sock:
+        answer = read_answer(sock)
+    assert (answer.status, answer.headers["server"]) == (403, "refit-agent")
+    assert answer.document["code"] == "forbidden"
+
+
+def test_no_http_is_told_no_more(service: Running) -> None:
+    """Neither what we run on nor the proof, which is for those who have shown the token."""
+    with send_raw(service, "HELLO") as sock:
+        answer = read_answer(sock)
+    assert (answer.status, answer.headers["server"]) == (400, "refit-agent")
+    assert PROOF not in answer.headers
 
 
 def test_two_hosts_are_refused_whatever_the_parser_lets_through() -> None:
@@ -276,6 +397,7 @@ def test_the_log_says_why_once_and_no_secret(service: Running) -> None:
     log = (service.home / "state/logs/service.log").read_text()
     assert log.count("a request was refused") == 1
     assert "it comes from a web page" in log
+    assert '"unsaid": 0' in log
     assert service.place["token"] not in log
     assert service.place["proof"] not in log
 

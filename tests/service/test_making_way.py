@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,49 @@ def test_one_that_is_nearly_done_and_hangs_is_not_waited_for(
     assert published(altered) == [key(altered, two[1]), key(altered, two[0])]
 
 
+def test_one_that_was_waited_for_in_vain_is_not_waited_for_again(
+    altered: Altered, nearly_done: Path, two: tuple[Path, Path], bundle: Path
+) -> None:
+    """Each app waits for its last tenth as long as another, also when one before it has given up."""
+    later = altered.begin(two[0], MODEL, background=True)
+    until(lambda: altered.status["jobs"] and altered.status["jobs"][0]["phase"] == "check")
+    worker = altered.workers()[0]
+    for impatient in (two[0], two[1]):  # one joins it, one waits for another engine
+        with altered.begin(impatient, MODEL):
+            until(lambda: sum(job["waiters"] for job in altered.status["jobs"]) == 2)
+        until(lambda: sum(job["waiters"] for job in altered.status["jobs"]) == 1)
+    time.sleep(1)
+    assert altered.workers() == [worker]
+    sooner = altered.begin(bundle, MODEL)
+    until(lambda: gone(worker), 5)
+    (nearly_done / "go").touch()
+    for sock in (sooner, later):
+        assert read_answer(sock).lines[-1]["event"] == "result"
+        sock.close()
+
+
+def test_who_waits_for_work_that_makes_way_again_and_again_is_told_in_time(
+    home: Path, slow_runtime: Path, two: tuple[Path, Path]
+) -> None:
+    """His deadline counts from when it was begun first, however often it is begun anew."""
+    changes = "from refit_service import ensure_handler as e; e._GRACE_S = 0.5"
+    with Altered(home, changes, path=[slow_runtime]) as service, ThreadPoolExecutor(1) as pool:
+        later = service.begin(two[0], MODEL, background=True, deadline_s=3)
+        until(service.workers)
+        answer = pool.submit(read_answer, later)
+        ends = time.monotonic() + 20
+        while not answer.done():
+            assert time.monotonic() < ends
+            with service.begin(two[1], MODEL):
+                until(lambda: service.status["jobs"][0]["background"] is False)
+            until(lambda: all(job["background"] for job in service.status["jobs"]))
+            until(lambda: service.workers() or answer.done())
+        later.close()
+        last = answer.result().lines[-1]
+        assert (last["event"], last["code"]) == ("error", "service-busy"), last
+        until(lambda: service.status["idle"] and not service.workers())
+
+
 def test_one_app_does_not_make_way_for_another(
     start: Callable[..., Running], slow_runtime: Path, two: tuple[Path, Path]
 ) -> None:
@@ -153,14 +197,17 @@ def test_an_apps_wish_has_an_apps_priority(
 def test_what_an_app_joins_is_no_background_work_any_more(
     start: Callable[..., Running], slow_runtime: Path, two: tuple[Path, Path]
 ) -> None:
-    """It is not stopped; and is again when the app has gone."""
+    """It is not stopped for another; and is again when the app has gone."""
     service = start(path=[slow_runtime])
     later = service.begin(two[0], MODEL, background=True)
     worker = until(service.workers)[0]
     joined = service.begin(two[0], MODEL)
-    until(lambda: service.status["jobs"][0]["waiters"] == 2)
+    until(lambda: gone(worker), 5)
+    worker = until(service.workers)[0]
     sooner = service.begin(two[1], MODEL)
     until(lambda: len(service.status["jobs"]) == 2)
+    time.sleep(0.5)
+    assert service.workers() == [worker]
     joined.close()
     until(lambda: gone(worker), 5)
     (slow_runtime / "go").touch()
@@ -168,6 +215,47 @@ def test_what_an_app_joins_is_no_background_work_any_more(
         assert read_answer(sock).lines[-1]["event"] == "result"
         sock.close()
     assert published(service) == [key(service, two[1]), key(service, two[0])]
+
+
+def test_what_an_app_joins_is_begun_anew_with_its_priority(
+    start: Callable[..., Running], tmp_path: Path, two: tuple[Path, Path]
+) -> None:
+    """The worker that takes only what others leave might take for ever."""
+    runtime = talking_runtime(tmp_path / "half", 'tell("refit", 1, 2)\nwait()')
+    service = start(path=[runtime])
+    later = service.begin(two[0], MODEL, background=True)
+    until(lambda: service.status["jobs"] and service.status["jobs"][0]["fraction"] > 0.5)
+    worker = service.workers()[0]
+    assert service.process is not None
+    least = psutil.Process(service.process.pid).nice()
+    assert worker.nice() == min(19, least + 19)
+    joined = [service.begin(two[0], MODEL) for _ in range(3)]
+    until(lambda: gone(worker), 5)
+    until(lambda: (runtime / "count").read_text() == "xx")
+    assert [w.nice() for w in service.workers()] == [min(19, least + 5)]
+    (runtime / "go").touch()
+    for sock in (later, *joined):
+        assert read_answer(sock).lines[-1]["event"] == "result"
+        sock.close()
+    assert (runtime / "count").read_text() == "xx"
+
+
+def test_what_an_app_joins_when_it_is_nearly_done_goes_on(
+    altered: Altered, nearly_done: Path, two: tuple[Path, Path]
+) -> None:
+    """Its last tenth takes less than all of it."""
+    later = altered.begin(two[0], MODEL, background=True)
+    until(lambda: altered.status["jobs"] and altered.status["jobs"][0]["phase"] == "check")
+    worker = altered.workers()[0]
+    joined = altered.begin(two[0], MODEL)
+    until(lambda: altered.status["jobs"][0]["waiters"] == 2)
+    time.sleep(1)
+    assert altered.workers() == [worker]
+    (nearly_done / "go").touch()
+    for sock in (later, joined):
+        assert read_answer(sock).lines[-1]["event"] == "result"
+        sock.close()
+    assert (nearly_done / "count").read_text() == "x"
 
 
 def test_an_app_that_joins_what_is_being_stopped_gets_its_engine(

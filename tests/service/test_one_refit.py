@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bundles import MODEL, add_broken_engine, edit, make_bundle, model_of, python
+from bundles import MODEL, REAL, add_broken_engine, edit, make_bundle, model_of, python, shim
 
 from .running import Running, read_answer, until
 
@@ -114,6 +114,45 @@ def test_a_bundle_that_shares_the_engine_gets_it(
     assert [r["explanation"]["engine"] for r in results] == ["plans/mlp.cpu", "plans/renamed.cpu"]  # type: ignore[index]
     assert [r["hit"] for r in results] == [False, False]
     assert (slow_runtime / "count").read_text() == "x"
+
+
+_SLOW_CHECK = """
+import onnxruntime
+Real = onnxruntime.InferenceSession
+def slow(*args, **options):
+    open(os.path.join(HERE, "checks"), "a").write("x")
+    ends = time.monotonic() + 60
+    while not os.path.exists(os.path.join(HERE, "go")) and time.monotonic() < ends:
+        time.sleep(0.02)
+    return Real(*args, **options)
+onnxruntime.InferenceSession = slow
+"""
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_weights_that_were_replaced_are_asked_for_anew(
+    start: Callable[..., Running], tmp_path: Path, sound: bool
+) -> None:
+    """Who asked after that does not get the error of the one who asked before; one more job is for all of them, also
+    if it fails."""
+    runtime = shim(tmp_path / "slow_check", REAL + _SLOW_CHECK)
+    bundle, other = (make_bundle(tmp_path / name, seed=seed, external=True) for seed, name in enumerate("ab"))
+    own = tmp_path / "own"
+    shutil.copytree(bundle / "models", own)
+    service = start(path=[runtime])
+    before = service.begin(bundle, MODEL, weights=str(own / "mlp.onnx"))
+    until((runtime / "checks").exists)
+    (own / "new").write_bytes((other / "models/w1.bin").read_bytes() if sound else b"short")
+    (own / "new").replace(own / "w1.bin")
+    after = [service.begin(bundle, MODEL, weights=str(own / "mlp.onnx")) for _ in range(3)]
+    wait_for(service, 4)
+    assert len(service.status["jobs"]) == 1
+    (runtime / "go").touch()
+    assert end(before)["code"] == "bundle-file-mismatch"
+    results = [end(sock) for sock in after]
+    assert [result["event"] for result in results] == ["result" if sound else "error"] * 3, results
+    assert len({str(result["path"] if sound else result["detail"]) for result in results}) == 1
+    assert len(service.status["errors"]) == (1 if sound else 2)
 
 
 def test_the_deadline_of_one_is_not_anothers(start: Callable[..., Running], slow_runtime: Path, bundle: Path) -> None:

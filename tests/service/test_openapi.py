@@ -40,8 +40,8 @@ def test_the_document_is_valid_openapi_and_names_every_address() -> None:
     validate = importlib.import_module("openapi_spec_validator").validate
     validate(document())
     source = (Path(importlib.import_module("refit_service.app").__file__ or "")).read_text()
-    found = re.findall(r'add_(get|post|delete)\("([^"]+)"', source)
-    routes = {(method, path.replace("{id:[^:]+}", "{id}")) for method, path in found}
+    found = re.findall(r'\("(GET|POST|DELETE)", "([^"]+)"', source)
+    routes = {(method.lower(), path.replace("{id:[^:]+}", "{id}")) for method, path in found}
     paths = document()["paths"]
     assert isinstance(paths, dict)
     told = {(m, p) for p, operations in paths.items() for m in operations if m in ("get", "post", "delete")}

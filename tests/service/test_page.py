@@ -10,9 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,8 @@ from refit_agent.cache.store import Store
 from refit_service.jobs import Jobs
 from refit_service.leases import LeaseBook
 from refit_service.metrics import Tally
+from refit_service.page import door as door_module
+from refit_service.page import feed as feed_module
 from refit_service.page.door import Door
 from refit_service.page.feed import Feed
 from refit_service.page.keys import Sessions, Tickets
@@ -74,6 +77,7 @@ def test_a_link_opens_the_page_once(service: Running) -> None:
     assert opened.status == 200
     name, *rules = opened.headers["set-cookie"].split("; ")
     assert len(name.partition("=")[2]) >= 43
+    assert visitor.place.strip("/") in name.partition("=")[0]
     assert set(rules) == {"HttpOnly", "SameSite=Strict", f"Path={visitor.place}"}
     for name in FILES:
         assert visitor.ask(visitor.place + name).status == 200
@@ -94,8 +98,10 @@ def test_without_the_sessions_own_cookie_there_is_nothing(service: Running, visi
         for cookie in (
             None,
             "refit-agent=x",
+            visitor.cookie[:-1],
             other.cookie,
-            "refit-agent=\udcff".encode("utf-8", "surrogateescape").decode("latin-1"),
+            visitor.cookie.partition("=")[0] + "=" + other.cookie.partition("=")[2],
+            visitor.cookie.partition("=")[0] + "=\udcff".encode("utf-8", "surrogateescape").decode("latin-1"),
         )
         for path in (*(visitor.place + name for name in FILES), visitor.place + "events")
     }
@@ -105,6 +111,24 @@ def test_without_the_sessions_own_cookie_there_is_nothing(service: Running, visi
     assert b"refit-agent ui" in answers.pop()
     assert visitor.ask(visitor.place, Cookie=other.cookie).status == 403
     assert visitor.ask(visitor.place).status == 200
+
+
+def test_no_other_server_of_this_machine_locks_the_page_out(visitor: Visitor) -> None:
+    """Cookies know no ports: what a server at another one sets comes to us too, before or after ours."""
+    other = "refit-agent=bad; refit-agent-bad=bad; a[]=1"
+    for cookies in (f"{other}; {visitor.cookie}", f"{visitor.cookie}; {other}"):
+        assert visitor.ask(visitor.place, Cookie=cookies).status == 200
+
+
+def test_what_a_request_expects_changes_nothing(visitor: Visitor) -> None:
+    """The guard is asked first, at addresses that lead nowhere too, and the answer says no more than all others."""
+    assert visitor.ask(visitor.place, Expect="x").status == 200
+    for path in (visitor.place, "/", "/nowhere/at/all", "*"):
+        method = "OPTIONS" if path == "*" else "GET"
+        answer = visitor.ask(path, method, Expect="x", Host="evil.example")
+        assert (answer.status, answer.headers["server"]) == (403, "refit-agent")
+        assert "content-security-policy" in answer.headers
+    assert visitor.ask(visitor.place, "POST", Expect="x", Content_Length="0").status == 405
 
 
 @pytest.mark.parametrize("host", ["localhost:{port}", "127.0.0.1", "127.0.0.1:1", "evil.example:{port}", "[::1]:{port}", "", None])  # fmt: skip
@@ -219,7 +243,9 @@ def test_another_user_gets_nothing_for_a_link_or_a_cookie(service: Running, visi
         child = subprocess.run(command, cwd="/", capture_output=True, text=True)
         assert child.returncode == 0, child.stderr
     assert newcomer.open().status == 200
-    assert '"uid": 65534' in (service.home / "state/logs/service.log").read_text()
+    log = (service.home / "state/logs/service.log").read_text()
+    assert '"uid": 65534' in log
+    assert log.count("another user asked for the page") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose a TCP connection is")
@@ -234,6 +260,42 @@ def test_whose_a_connection_is() -> None:
             theirs.sendall(b"x")
         with ours, pytest.raises(ConnectionError):
             tcp_peer_uid(*ends)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose a TCP connection is")
+def test_a_table_that_cannot_be_read_lets_nobody_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As when no descriptor is left, which another user may bring about. Where there is no table nobody is told."""
+    from refit_service import peers_linux
+
+    ends = ("127.0.0.1", 1), ("127.0.0.1", 2)
+    monkeypatch.setattr(peers_linux, "_TCP_TABLE", str(tmp_path))
+    with pytest.raises(IsADirectoryError):
+        tcp_peer_uid(*ends)
+    monkeypatch.setattr(peers_linux, "_TCP_TABLE", str(tmp_path / "none"))
+    assert tcp_peer_uid(*ends) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose a TCP connection is")
+@pytest.mark.parametrize(("state", "reads"), [("01", 3), ("08", 1), (None, 1)])
+def test_the_table_is_read_again_only_for_who_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str | None, reads: int
+) -> None:
+    """By our own end of the connection: it is connected, closed by the other side, or gone."""
+    from refit_service import peers_linux
+
+    opened: list[str] = []
+
+    def counted(path: str, mode: str) -> object:
+        opened.append(path)
+        return open(path, mode)
+
+    table = tmp_path / "tcp"
+    table.write_text(f"  sl\n   0: 0100007F:0001 0100007F:0002 {state} 0:0 00:0 0 0 0 5\n" if state else "  sl\n")
+    monkeypatch.setattr(peers_linux, "_TCP_TABLE", str(table))
+    monkeypatch.setattr(peers_linux, "open", counted, raising=False)
+    with pytest.raises(ConnectionError):
+        tcp_peer_uid(("127.0.0.1", 1), ("127.0.0.1", 2))
+    assert len(opened) == reads
 
 
 # ---------------------------------------------------------------- how many, and for how long
@@ -292,6 +354,119 @@ async def asked(visitor: Visitor, path: str) -> int:
     writer.close()
     await writer.wait_closed()
     return int(head.split()[1])
+
+
+@contextlib.asynccontextmanager
+async def opened() -> AsyncIterator[tuple[Door, Visitor]]:
+    """A door in this process, and one whose link was used."""
+    service = parts(lambda error, number: None)
+    door = await Door.open(service)
+    visitor = Visitor(door.link().url)
+    answer = await asyncio.to_thread(visitor.open)
+    assert answer.status == 200
+    try:
+        yield door, visitor
+    finally:
+        await door.close()
+        service.leases.close()
+
+
+def test_only_for_who_may_see_the_page_it_is_looked_whose_a_connection_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look is long where there are many sockets, which anybody can make: one at a time, beside the event loop."""
+    under_way, most, looks = 0, 0, 0
+    lock = threading.Lock()
+
+    def slow(ours: object, theirs: object) -> int | None:
+        nonlocal under_way, most, looks
+        assert threading.current_thread() is not threading.main_thread()
+        with lock:
+            under_way, looks = under_way + 1, looks + 1
+            most = max(most, under_way)
+        time.sleep(0.05)
+        with lock:
+            under_way -= 1
+        return None
+
+    monkeypatch.setattr(door_module, "tcp_peer_uid", slow)
+
+    async def main() -> None:
+        nonlocal looks
+        async with opened() as (_, visitor):
+            looks = 0
+            stranger = Visitor(f"http://{visitor.host}/open?token=x")
+            for path in ("/" + stranger.opening, "/", visitor.place, visitor.place + "events"):
+                assert await asked(stranger, path) == 403
+            assert looks == 0
+            statuses = await asyncio.gather(*(asked(visitor, visitor.place) for _ in range(8)))
+            assert statuses == [200] * 8
+            assert (looks, most) == (8, 1)
+            reader, writer = await asyncio.open_connection("127.0.0.1", visitor.port)
+            for _ in range(3):  # once for each connection
+                writer.write(visitor.request(visitor.place + "icon.svg", Connection="keep-alive"))
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(re.findall(rb"Content-Length: (\d+)", head)[0]))
+            writer.close()
+            assert looks == 9
+
+    asyncio.run(main())
+
+
+def test_so_many_of_whom_nothing_is_known_come_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those beyond are ended at once; whoever has shown what opens the page does not count."""
+    monkeypatch.setattr(door_module, "_MOST_UNKNOWN", 5)
+    monkeypatch.setattr(door_module, "_WINDOW_S", 3600.0)
+
+    async def main() -> None:
+        async with opened() as (_, visitor):
+            for _ in range(10):
+                assert await asked(visitor, visitor.place) == 200
+            ends = [await asyncio.open_connection("127.0.0.1", visitor.port) for _ in range(8)]
+            for reader, _ in ends[5:]:
+                with contextlib.suppress(ConnectionError):
+                    assert await asyncio.wait_for(reader.read(), 10) == b""
+            assert not any(reader.at_eof() or reader.exception() for reader, _ in ends[:5])
+            for _, writer in ends:
+                writer.transport.abort()
+
+    asyncio.run(main())
+
+
+def test_one_survey_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the page is loaded anew meanwhile."""
+    under_way, most, begun = 0, 0, 0
+    lock, go = threading.Lock(), threading.Event()
+
+    def slow(service: Service, records: object) -> dict[str, object]:
+        nonlocal under_way, most, begun
+        with lock:
+            under_way, begun = under_way + 1, begun + 1
+            most = max(most, under_way)
+        go.wait(30)
+        with lock:
+            under_way -= 1
+        return {"machine": begun}
+
+    monkeypatch.setattr(feed_module, "survey", slow)
+
+    async def main() -> None:
+        service = parts(lambda error, number: None)
+        feed = Feed(service)
+        for _ in range(5):
+            with feed.watched():
+                await asyncio.sleep(0.05)
+        assert (begun, most) == (1, 1)
+        with feed.watched():
+            await asyncio.sleep(0.05)
+            go.set()
+            for _ in range(500):
+                if b'"machine"' in feed.news(0)[1]:
+                    break
+                await asyncio.sleep(0.02)
+            assert b'"machine"' in feed.news(0)[1]
+        assert most == 1 and begun >= 2
+        service.leases.close()
+
+    asyncio.run(main())
 
 
 def test_the_door_closes_when_nobody_comes() -> None:
@@ -510,6 +685,20 @@ def test_the_command_opens_the_browser(service: Running, tmp_path: Path) -> None
     url = until(lambda: (tmp_path / "url").exists() and (tmp_path / "url").read_text().strip())
     assert url == ran.stdout.splitlines()[0]
     assert Visitor(url).open().status == 200
+
+
+def test_the_command_does_not_wait_for_a_browser_that_stays(service: Running, tmp_path: Path) -> None:
+    """The address is there before; and a browser that cannot show it is no browser."""
+    program = tmp_path / "browser"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 300\n")
+    program.chmod(0o755)
+    ran = run_ui(service, BROWSER=f"{program} %s")
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert ran.returncode == 0
+    assert Visitor(ran.stdout.splitlines()[0]).open().status == 200
+    assert "opened in the browser" in ran.stdout
+    failed = run_ui(service, BROWSER="/bin/false %s", PATH=str(tmp_path / "nothing"))
+    assert "open it in a browser of this machine" in failed.stdout
 
 
 def test_without_a_service_the_command_says_so(home: Path) -> None:

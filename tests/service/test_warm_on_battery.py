@@ -138,6 +138,9 @@ def test_an_app_that_waits_keeps_it_alive(mains: Mains, go: Path, bundle: Path, 
             await until(workers)
             worker = workers()[0]
             waiters = [joined(parts, bundle), joined(parts, bundle)]
+            await until(lambda: not worker.is_running(), 5)  # it is begun anew for the app
+            await until(workers)
+            worker = workers()[0]
             mains.plug(False)
             await asyncio.sleep(1)
             assert worker.is_running()

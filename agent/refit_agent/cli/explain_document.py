@@ -15,6 +15,7 @@ from refit_agent.keys import attempt_context, engine_facts, engine_key
 from refit_agent.machine import Machine
 from refit_agent.manifest import Model
 from refit_agent.selection import Candidate, Selection, select
+from refit_agent.settings import DEFAULT_DEADLINE_S
 
 
 def explain_document(
@@ -56,13 +57,14 @@ def _document(model: Model, selection: Selection, machine: Machine) -> dict[str,
 
 
 def candidate_document(candidate: Candidate, model: Model, profile: str | None, machine: Machine) -> dict[str, object]:
-    """One candidate as it stands in a JSON document, with what is known of it from before."""
+    """One candidate as it stands in a JSON document, with what is known of it from before, as far as that counts for
+    a call with the usual deadline."""
     home = paths.home()
     key = engine_key(engine_facts(candidate, model, profile, machine))
     found = Store(home.cache).lookup(key, touch=False)
     if isinstance(found, tuple):
         found[2].close()
-    failure = Failures(home.state).recall(key, attempt_context(candidate, model, profile))
+    failure = Failures(home.state).recall(key, attempt_context(candidate, model, profile), DEFAULT_DEADLINE_S)
     return {
         "engine": candidate.engine.path,
         "target": candidate.target,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
 
 import click
 import msgspec
@@ -13,6 +12,11 @@ import msgspec
 from refit_agent.cli import output
 from refit_agent.cli.group import json_option
 from refit_agent.client.sync import ServiceClient
+
+#: A browser that has not said by then that it cannot is one that stays.
+_PATIENCE_S = 3.0
+#: Alone, so that nothing in the current folder is taken for a module of Python's.
+_OPEN = "import sys, webbrowser; sys.exit(0 if webbrowser.open(sys.stdin.read()) else 1)"
 
 
 @click.command(short_help="Open the service's status page in a browser.")
@@ -32,12 +36,12 @@ def ui(no_open: bool, as_json: bool) -> int:
     """
     with ServiceClient() as client:
         link = client.page()
+    if not as_json:
+        output.emit(link.url)  # now: it does not depend on what becomes of the browser
     opened = not no_open and _opened(link.url)
     if as_json:
         output.emit_json({**msgspec.to_builtins(link), "opened": opened})
-        return 0
-    output.emit(link.url)
-    if not no_open:
+    elif not no_open:
         how = "opened in the browser" if opened else "open it in a browser of this machine"
         output.emit(f"  {how}; it works once, within {output.seconds_text(link.ttl_s)}")
     return 0
@@ -48,29 +52,20 @@ def _opened(url: str) -> bool:
     headless = not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
     if sys.platform not in ("win32", "darwin") and headless:
         return False
-    import webbrowser
-
+    # In a process of its own, which may stay for as long as the browser does, and keeps nothing of our output. Other
+    # users may read the arguments of processes: the address comes by a pipe, as far as it is for us to say.
+    nowhere = subprocess.DEVNULL
     try:
-        with _mute():
-            return webbrowser.open(url)
-    except (OSError, webbrowser.Error):
+        opener = subprocess.Popen(
+            [sys.executable, "-I", "-c", _OPEN],
+            stdin=subprocess.PIPE,
+            stdout=nowhere,
+            stderr=nowhere,
+            start_new_session=True,
+        )
+        opener.communicate(url.encode(), _PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return True
+    except OSError:
         return False
-
-
-@contextlib.contextmanager
-def _mute() -> Iterator[None]:
-    """A browser that is started now would keep our standard output for as long as it runs, and write to it."""
-    if sys.platform == "win32":  # none is started by us there
-        yield
-        return
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number, _ in kept:
-            os.dup2(nowhere, number)
-        yield
-    finally:
-        for number, copy in kept:
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(nowhere)
+    return opener.returncode == 0

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from refit_agent.client import messages as m
+from refit_agent.errors import SettingInvalid
 from refit_agent.machine import Machine
 
 T = TypeVar("T")
@@ -58,8 +59,12 @@ def bundles() -> Call[m.BundleRecords]:
 
 
 def add_bundle(path: str | os.PathLike[str]) -> Call[m.BundleRecord]:
-    """Register the bundle at ``path``."""
-    return Call("POST", "/v1/bundles", m.BundleRecord, {"path": os.path.abspath(path)})
+    """Register the bundle at ``path``. Raises SettingInvalid for one that JSON cannot hold."""
+    folder = os.path.abspath(path)
+    try:
+        return Call("POST", "/v1/bundles", m.BundleRecord, {"path": folder})
+    except UnicodeEncodeError:
+        raise SettingInvalid(name="the bundle", value=folder, wanted="a path in UTF-8, as the service needs") from None
 
 
 def remove_bundle(bundle: str) -> Call[None]:

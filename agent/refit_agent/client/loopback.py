@@ -2,8 +2,10 @@
 
 We show the token with every request, and every answer must show the proof. A service that was killed leaves its
 file behind, and then anybody may listen at its port. Such a stranger learns a token that opens nothing, since
-every start makes new secrets, and what it answers is not believed. Nor is the service itself believed by
-`ensure_engine` but as far as its own look-up in its own cache goes.
+every start makes new secrets, and what it answers is not believed. It learns the one request that it is sent as well,
+such as the path of a bundle and the number of our process; and if it says nothing, an app's miss takes the ten seconds
+longer for which an answer is waited for, at every miss until the service is started anew or the file is removed. The
+service itself is not believed by `ensure_engine` either but as far as its own look-up in its own cache goes.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ else:
 HOST = "127.0.0.1"
 PROOF_HEADER = "Refit-Agent-Proof"
 MOST_BYTES = 4096
+#: The status of an answer for which there was no place.
+BUSY = 503
 Secret = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
 
 
@@ -63,12 +67,15 @@ class AtPort(Whom):
 
         Raises:
             Replaced: it does not, and the file names another service by now.
-            Malformed: it does not.
+            Malformed: it does not. A service that has no place for another connection shows no proof, since it has
+                not seen who asks; its 503 is as little believed, but called by its name.
             ServiceUnreachable: it does not, and the file is gone.
         """
         shown = head.headers.get(PROOF_HEADER.lower(), "").encode("latin-1")
         if not hmac.compare_digest(shown, self._place.proof.encode()):
             why = "what listens at its port is not this service"
+            if head.status == BUSY:
+                why = "what listens at its port takes no more connections"
             raise Replaced(why) if read_place(self._path) != self._place else Malformed(why)
         super().check(head)
 

@@ -36,13 +36,20 @@ else:
         check_ours(path, "its folder", folder, "write to", OTHERS_MAY_WRITE)
 
     def check_ours(path: str, what: str, status: os.stat_result, act: str, forbidden: int) -> None:
-        """Raise ServiceUnreachable unless ``what`` is this user's, and none of the bits ``forbidden``, which would
-        allow other users to ``act``, are in its mode."""
+        """Raise ServiceUnreachable with `fault_of`, if there is one."""
+        fault = fault_of(what, status, act, forbidden)
+        if fault:
+            raise ServiceUnreachable(path=path, detail=fault)
+
+    def fault_of(what: str, status: os.stat_result, act: str, forbidden: int) -> str:
+        """Why ``what`` is not to be trusted: it is another user's, or bits of ``forbidden``, which allow other users
+        to ``act``, are in its mode; "" if it is. The service and its clients judge by the same rule, or it would
+        listen where nobody asks it."""
         if status.st_uid != os.geteuid():
-            raise ServiceUnreachable(path=path, detail=f"{what} belongs to user {status.st_uid}")
+            return f"{what} belongs to user {status.st_uid}"
         if status.st_mode & forbidden:
-            mode = stat.S_IMODE(status.st_mode)
-            raise ServiceUnreachable(path=path, detail=f"other users may {act} {what} (mode {mode:o})")
+            return f"other users may {act} {what} (mode {stat.S_IMODE(status.st_mode):o})"
+        return ""
 
 
 def check_peer(path: str, connection: socket.socket) -> None:

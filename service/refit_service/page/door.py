@@ -1,25 +1,30 @@
 """`Door`: the listener on loopback that the page comes from, from the first ticket to ten minutes after the last look.
 
-Nothing tells a TCP connection's user apart as the Unix socket does, so the token is what lets in; on Linux the
-kernel's table of sockets is asked as well, and another user's connection ends before a byte of it is read.
+Nothing tells a TCP connection's user apart as the Unix socket does, so the token is what lets in. On Linux the
+kernel's table of sockets is asked as well, about those alone who show a good link or the cookie of a session: another
+user's connection ends without an answer then. The table is long and may be made longer by anybody, so it is read in
+a thread, one at a time; all other strangers get the same few words, and only so many of them a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 from aiohttp import web
 
 from refit_agent.client.loopback import HOST
 from refit_agent.errors import SocketUnusable
-from refit_agent.logs import get_logger
+from refit_service.now_and_then import NowAndThen
 from refit_service.page import guard
 from refit_service.page.feed import Feed
 from refit_service.page.keys import Tickets
+from refit_service.page.one_at_a_time import OneAtATime
 from refit_service.page.site import Site
 from refit_service.peers import tcp_peer_uid
 from refit_service.protocol import PageLink
@@ -34,6 +39,9 @@ else:
 _TICKET_S = 60.0
 _IDLE_S = 600.0
 _BACKLOG = 32
+#: Connections in a second of which it is not known that they are this user's; a browser makes six.
+_MOST_UNKNOWN = 100
+_WINDOW_S = 1.0
 #: For the pages to take the word that the service ends.
 _GOODBYE_S = 1.0
 
@@ -53,7 +61,7 @@ class Door:
         self._closing: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
         self._keeper: _PageKeeper
-        site = Site(host, self._tickets, self._feed, self._used, lambda h: self._keeper.heard(h), service.report)
+        site = Site(host, self._tickets, self._feed, self._used, lambda r: self._keeper.knows(r), service.report)
         self._runner = web.AppRunner(
             site.app(), handler_cancellation=True, access_log=None, shutdown_timeout=_GOODBYE_S
         )
@@ -94,12 +102,8 @@ class Door:
     async def _begin(self) -> None:
         await self._runner.setup()
         assert self._runner.server is not None
-        log = get_logger("refit_service")
-        self._keeper = _PageKeeper(
-            self._runner.server,
-            _our_uid(),
-            lambda uid: log.warning("another user asked for the page", uid=uid),
-        )
+        strangers = NowAndThen("another user asked for the page")
+        self._keeper = _PageKeeper(self._runner.server, _our_uid(), lambda uid: strangers.warn(uid=uid))
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._keeper, sock=self._sock, backlog=_BACKLOG)
         self._used()
@@ -129,9 +133,14 @@ class Door:
 
 
 class _PageConnection(Connection):
-    """One browser's connection."""
+    """One browser's connection.
 
-    __slots__ = ()
+    Attributes:
+        known: whether it is this user's, as far as the system tells; set when it is.
+    """
+
+    __slots__ = ("known",)
+    known: bool
 
     def handle_error(
         self,
@@ -147,19 +156,50 @@ class _PageConnection(Connection):
 
 
 class _PageKeeper(Doorkeeper):
-    """Lets in this user, as far as the system tells whose a connection is."""
+    """Lets in whoever comes, up to a number, and finds out whose a connection is when it shows what opens the page."""
 
     most = 32
     connection = _PageConnection
 
+    def __init__(self, server: web.Server, uid: int | None, on_stranger: Callable[[int | None], None]) -> None:
+        super().__init__(server, uid, on_stranger)
+        self._looks: OneAtATime[int | None] = OneAtATime("page-peer")
+        self._unknown = 0
+        self._window_ends = 0.0
+
     def welcome(self, transport: asyncio.Transport) -> bool:
-        """Whether the one who connected may come in."""
-        ours, theirs = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        """Whether it is not one of too many: each costs a little, and a loop that connects would cost all of it."""
+        del transport
+        now = self._loop.time()
+        if now >= self._window_ends:
+            self._unknown, self._window_ends = 0, now + _WINDOW_S
+        self._unknown += 1
+        return self._unknown <= _MOST_UNKNOWN
+
+    async def knows(self, request: web.Request) -> bool:
+        """Whether the connection of a request that has shown what opens the page is this user's, as far as the system
+        tells whose one is. Another's is ended."""
+        handler = request.protocol
+        assert isinstance(handler, _PageConnection)
+        if not getattr(handler, "known", False):
+            if not await self._is_this_users(request.transport):
+                if request.transport is not None:
+                    request.transport.abort()
+                return False
+            handler.known = True
+            self._unknown = max(0, self._unknown - 1)
+        self.heard(handler)
+        return True
+
+    async def _is_this_users(self, transport: asyncio.Transport | None) -> bool:
+        ours = theirs = None
+        if transport is not None:
+            ours, theirs = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
         if ours is None or theirs is None:
             return False  # gone already
         try:
-            uid = tcp_peer_uid(ours, theirs)
-        except ConnectionError:
+            uid = await self._looks.do(functools.partial(tcp_peer_uid, ours, theirs))
+        except OSError:
             return False
         # The page only shows, and root sees it all anyway. Besides, it is root in whose name a browser comes from
         # outside a virtual machine such as WSL's.

@@ -12,8 +12,8 @@ import msgspec
 
 from refit_service.jobs import Job
 from refit_service.page.content import Parts, quick_parts, survey
+from refit_service.page.one_at_a_time import OneAtATime
 from refit_service.state import Service
-from refit_service.threads import in_thread
 
 #: Between two looks at the quick parts: at least this while a job moves, at most that while nothing does.
 _LEAST_PAUSE_S = 0.2
@@ -33,6 +33,8 @@ class Feed:
         self._tasks: list[asyncio.Task[None]] = []
         self._sleepers: set[asyncio.Future[None]] = set()
         self._stale = asyncio.Event()
+        #: A page that is loaded again and again begins no second survey while one is under way.
+        self._surveys: OneAtATime[Parts] = OneAtATime("page")
         self.ended = False
 
     @property
@@ -119,7 +121,7 @@ class Feed:
             self._stale.clear()
             look = functools.partial(survey, self._service, self._service.registry.records())
             with self._reported():
-                self._publish(await in_thread(look, "page"))
+                self._publish(await self._surveys.do(look))
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:

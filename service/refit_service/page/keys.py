@@ -31,6 +31,11 @@ class Tickets:
         self._until[token] = self._clock() + self.ttl_s
         return token
 
+    def knows(self, token: str) -> bool:
+        """Whether the token is good. It stays so."""
+        self._drop_old()
+        return bool([known for known in self._until if _same(known, token)])
+
     def redeem(self, token: str) -> bool:
         """Whether the token is good. It is not from now on."""
         self._drop_old()

@@ -14,10 +14,8 @@ from refit_service.page import guard
 from refit_service.page.feed import Feed, line
 from refit_service.page.keys import ENDED, Session, Sessions, Tickets
 from refit_service.protocol import STREAM_TYPE
+from refit_service.routes import Handler, add_routes
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-#: For that place alone; read by no script; sent with no request that another site caused.
-COOKIE = "refit-agent"
 _FILES = {
     "": ("page.html", "text/html"),
     "page.css": ("page.css", "text/css"),
@@ -35,7 +33,8 @@ class Site:
     """What the page's addresses answer. For the event loop's thread alone.
 
     ``host`` is our own address with the port, ``used`` is told of every sound request and of the end of every
-    stream, ``heard`` of every connection that made a request.
+    stream, and ``knows`` says of one with a good ticket or cookie whether its connection is this user's. It has ended
+    those that are not.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Site:
         tickets: Tickets,
         feed: Feed,
         used: Callable[[], None],
-        heard: Callable[[web.RequestHandler], None],
+        knows: Callable[[web.Request], Awaitable[bool]],
         report: Callable[[BaseException, str], None],
     ) -> None:
         self._host = host
@@ -52,21 +51,23 @@ class Site:
         self._sessions = Sessions()
         self._feed = feed
         self._used = used
-        self._heard = heard
+        self._knows = knows
         self._report = report
 
     def app(self) -> web.Application:
         """The application with these addresses."""
         app = web.Application(middlewares=[self._guarded], client_max_size=1)
         app.on_response_prepare.append(_sign)
-        app.router.add_get("/open", self._open, allow_head=False)
-        app.router.add_get("/{place}/events", self._events, allow_head=False)
-        app.router.add_get("/{place}/{name:[a-z.]*}", self._file, allow_head=False)
+        add_routes(
+            app,
+            ("GET", "/open", self._open),
+            ("GET", "/{place}/events", self._events),
+            ("GET", "/{place}/{name:[a-z.]*}", self._file),
+        )
         return app
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        self._heard(request.protocol)
         if not guard.is_sound(request.headers, self._host, opens=request.path == "/open"):
             return _refusal(403, "Not from here", "This address answers only to its own page.")
         try:
@@ -84,7 +85,11 @@ class Site:
     async def _open(self, request: web.Request) -> web.Response:
         """A good ticket becomes a session. Not by a redirect: after a link in a file or a chat the browser would
         follow it as that other site's request, without the cookie. What our own page leads to is ours."""
-        if not self._tickets.redeem(request.query.get("token", "")):
+        token = request.query.get("token", "")
+        # Used up only by this user, who may not be the first to read it in the list of processes.
+        if self._tickets.knows(token):
+            await self._check_user(request)
+        if not self._tickets.redeem(token):
             return _refusal(
                 403,
                 "This link has been used or has run out",
@@ -96,17 +101,23 @@ class Site:
         # With the icon, which the browser would ask for elsewhere, where there is none.
         head = f'<meta http-equiv="refresh" content="0;url={place}"><link rel="icon" href="{place}icon.svg">'
         response = _plain(200, "Refit Agent", "One moment.", head)
-        response.set_cookie(COOKIE, session.secret, path=place, httponly=True, samesite="Strict")
+        response.set_cookie(_cookie(session.place), session.secret, path=place, httponly=True, samesite="Strict")
         return response
 
-    def _session(self, request: web.Request) -> Session | None:
-        session = self._sessions.find(request.match_info["place"], request.cookies.get(COOKIE, ""))
+    async def _session(self, request: web.Request) -> Session | None:
+        place = request.match_info["place"]
+        session = self._sessions.find(place, request.cookies.get(_cookie(place), ""))
         if session is not None:
+            await self._check_user(request)
             self._used()
         return session
 
+    async def _check_user(self, request: web.Request) -> None:
+        if not await self._knows(request):
+            raise ConnectionAbortedError("it is another user's")
+
     async def _file(self, request: web.Request) -> web.Response:
-        if self._session(request) is None or request.match_info["name"] not in _FILES:
+        if await self._session(request) is None or request.match_info["name"] not in _FILES:
             return _no_session()
         name, kind = _FILES[request.match_info["name"]]
         with open(os.path.join(os.path.dirname(__file__), name), "rb") as file:
@@ -114,7 +125,7 @@ class Site:
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """What there is and what changes, one JSON document a line, until the page or the service goes."""
-        session = self._session(request)
+        session = await self._session(request)
         if session is None:
             return _no_session()
         session.turn += 1
@@ -142,6 +153,15 @@ class Site:
             await asyncio.sleep(max(0.0, paused - loop.time()))
         why = "stopped" if self._feed.ended else "closed" if session.turn == ENDED else "elsewhere"
         await _write(request, response, line("end", why))
+
+
+def _cookie(place: str) -> str:
+    """The name of the cookie for that place alone; read by no script; sent with no request that another site caused.
+
+    A server at another port of this machine may set cookies that come with our requests too. It cannot set one of
+    this name, which it would have to guess.
+    """
+    return f"refit-agent-{place}"
 
 
 async def _write(request: web.Request, response: web.StreamResponse, lines: bytes) -> None:

@@ -16,7 +16,14 @@ from bundles import MODEL, python
 from refit_agent import AsyncClient, Progress, ServiceClient, ensure_engine_async
 from refit_agent.client.messages import EnsureRequest, Step
 from refit_agent.client.wire import Cancelled
-from refit_agent.errors import RefitAgentError, RefitError, ServiceError, ServiceRefused, ServiceUnreachable
+from refit_agent.errors import (
+    RefitAgentError,
+    RefitError,
+    ServiceError,
+    ServiceRefused,
+    ServiceUnreachable,
+    SettingInvalid,
+)
 
 from .conftest import Serve
 from .fake_service import Asked, Peer
@@ -40,6 +47,13 @@ def client(request: pytest.FixtureRequest, socket_file: Path) -> Any:
     sync = ServiceClient(**options)
     request.addfinalizer(sync.close)
     return sync
+
+
+def test_a_path_that_json_cannot_hold_is_refused(client: Any) -> None:
+    """With the path, and without a service."""
+    with pytest.raises(SettingInvalid, match="UTF-8") as caught:
+        client.add_bundle("/app/\udcff")
+    assert caught.value.facts["value"] == "/app/\udcff"
 
 
 def test_every_call_arrives_and_is_understood(serve: Serve, client: Any, bundle: Path) -> None:

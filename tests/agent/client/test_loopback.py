@@ -135,6 +135,7 @@ NONSENSE: dict[str, Reply] = {
     "the token for a proof": lambda head: answer(STATUS, "Refit-Agent-Protocol: 1", f"Refit-Agent-Proof: {TOKEN}"),
     "bytes for a proof": lambda head: b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nRefit-Agent-Proof: \xff\xe9\r\n\r\n",
     "a service that refuses": lambda head: answer({"code": "forbidden"}, "Refit-Agent-Protocol: 1", status=403),
+    "a full service": lambda head: answer({"code": "too-many-connections"}, "Refit-Agent-Protocol: 1", status=503),
     "one that hangs up": lambda head: b"",
 }
 
@@ -157,6 +158,14 @@ def test_an_error_of_a_stranger_is_not_the_users(listen: Listen, place: Path, bu
     problem = {"code": "disk-full", "status": 507, "hint": "Call 555.", "facts": {"path": "/", "free_bytes": 0, "needed_bytes": 1}}  # fmt: skip
     write(place, listen(lambda head: answer(problem, "Refit-Agent-Protocol: 1", status=507)).port)
     ensure_engine(bundle, MODEL).close()
+
+
+def test_a_full_service_is_called_so(listen: Listen, place: Path) -> None:
+    """It has not seen who asks, and shows no proof."""
+    write(place, listen(NONSENSE["a full service"]).port)
+    for ask in (status_by_threads, status_by_asyncio):
+        with pytest.raises(ServiceUnreachable, match="takes no more connections"):
+            ask()
 
 
 def test_nothing_at_the_port(place: Path, bundle: Path) -> None:

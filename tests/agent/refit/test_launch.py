@@ -237,7 +237,9 @@ def test_running_out_of_memory_is_said_in_words(job: Job, tmp_path: Path, evil_r
 
 def test_a_file_that_vanished_before_it_was_opened_is_missing(job: Job, tmp_path: Path, evil_runtime: Install) -> None:
     """As it would be if it had been missing from the beginning."""
-    code = "from refit_agent.refit import pipeline\npipeline.OnnxWeights = lambda *_: open('/opt/app/bundle/model.onnx')\n"
+    code = (
+        "from refit_agent.refit import pipeline\npipeline.OnnxWeights = lambda *_: open('/opt/app/bundle/model.onnx')\n"
+    )
     evil_runtime(code + REAL)
     with pytest.raises(BundleFileMissing, match=r"/opt/app/bundle/model\.onnx"):
         run(job, tmp_path)
