@@ -108,6 +108,9 @@ class FakeTensorRt(ModuleType):
         missing: what get_missing_weights gives after a refit.
         deserialise_error: what is logged in place of an engine.
         lean_version: version of the runtimes that load_runtime gives; "" means it fails.
+
+    ``plugins`` are the registered ones: a plan that names others in its ``plugins`` is not deserialised. Nor is a
+    finished one that is ``unloadable``.
     """
 
     def __init__(self, name: str = "tensorrt", version: str = "10.16.1.11", **faults: Any) -> None:
@@ -115,6 +118,7 @@ class FakeTensorRt(ModuleType):
         self.__version__ = version
         self.prototypes = int(version.split(".")[0]) >= 10
         self.faults = faults
+        self.plugins: set[str] = set()
         self.state = SimpleNamespace(runtimes=[], engines=[], refits=0, configs=[], contexts=[])
         kept = _MODERN if self.prototypes else _OLD
         self.DataType = enum.Enum("DataType", list(kept))  # type: ignore[misc]
@@ -244,6 +248,13 @@ def _runtime_class(module: FakeTensorRt) -> type:
             if error:
                 self._logger.say("ERROR", error)
                 return None
+            if engine.body.get("unloadable") and not engine.body["stripped"]:
+                self._logger.say("ERROR", "what was written is no engine")
+                return None
+            for name in engine.body.get("plugins", ()):
+                if name not in module.plugins:
+                    self._logger.say("ERROR", f"getPluginCreator could not find plugin: {name} version: 1")
+                    return None
             for _ in range(module.faults.get("warnings", 0)):
                 self._logger.say("WARNING", "Using an engine plan file across different models of devices ...")
             if engine.body.get("host_code") and not self.engine_host_code_allowed:

@@ -47,7 +47,8 @@ class Engine:
     loaded already goes on working. Safe to close from any thread.
 
     Attributes:
-        path: the file to load, absolute.
+        path: the file to load, absolute. Of an engine of TensorRT-LLM it is ``rank0.engine``, and its folder,
+            with ``config.json`` and every other rank's plan, is what TensorRT-LLM calls the engine directory.
         key: the engine's name in the cache.
         runtime: what loads it: "tensorrt", "tensorrt-rtx" or "onnxruntime".
         runtime_version: version of the runtime that made it, and that must load it.
@@ -55,7 +56,8 @@ class Engine:
         profile: the profile that was chosen, or None.
         hit: whether it was in the cache already.
         check: how it was checked before it was published: "golden" (the bundle's golden data), "smoke" (it
-            ran, and gave finite numbers) or "none" (the bundle has no golden data for it).
+            ran, and gave finite numbers), "loaded" (TensorRT-LLM: each plan was loaded anew, none can be run by
+            itself) or "none" (the bundle has no golden data for it).
         explanation: why this engine and none of the others.
     """
 

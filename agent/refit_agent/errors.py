@@ -8,7 +8,8 @@
     ├── SelectionError         nothing in the bundle fits            exit 5
     ├── RefitError             an engine could not be made           exit 6
     ├── CacheError             the disk or the cache folder          exit 7
-    └── ServiceError           the local service                     exit 8
+    ├── ServiceError           the local service                     exit 8
+    └── FetchError             the network, or what is at the URL    exit 9
 
 Each class has a stable kebab-case ``code`` (command line, wire, logs), takes the facts by
 keyword and keeps them in ``facts``, and builds from them one sentence and a hint that says what
@@ -128,6 +129,22 @@ class UnsafePath(BundleError):
     advice = "Do not use this bundle: a sound one names only files inside its own folder."
 
 
+class SignatureMissing(BundleError):
+    code = "signature-missing"
+    sentence = "The bundle at {bundle} is not signed by a key that the app trusts: {detail}."
+
+
+class SignatureInvalid(BundleError):
+    code = "signature-invalid"
+    sentence = "The signature of the bundle at {bundle} is not good: {detail}."
+
+
+class VerifierMissing(BundleError):
+    code = "verifier-missing"
+    sentence = "The bundle's signature cannot be checked: {detail}."
+    advice = "pip install 'refit-agent[signing]'."
+
+
 class BundleFileMissing(BundleError):
     code = "bundle-file-missing"
     sentence = "The bundle's file {path} is missing or cannot be read: {detail}."
@@ -142,6 +159,12 @@ class UnknownModel(BundleError):
     code = "unknown-model"
     sentence = "{bundle} has no model {model!r}; it has: {known}."
     advice = "Name one of those."
+
+
+class NotAnOnnxModel(BundleError):
+    code = "not-an-onnx-model"
+    sentence = "Model {model!r} has no ONNX file: its weights are in safetensors files."
+    advice = "What was asked for needs a model with an ONNX file."
 
 
 class UnknownProfile(BundleError):
@@ -180,6 +203,13 @@ class OnnxExternalMissing(OnnxError):
 class WeightUnsupported(OnnxError):
     code = "weight-unsupported"
     sentence = "The weight {name!r} in {path} cannot be used for a refit: {detail}."
+
+
+class SafetensorsMalformed(BundleError):
+    """The file is not sound, or two of them do not go together."""
+
+    code = "safetensors-malformed"
+    sentence = "{path} is not a sound safetensors file: {detail}."
 
 
 # ---------------------------------------------------------------- the machine
@@ -414,3 +444,35 @@ class NoSuchBundle(ServiceError):
     code = "no-such-bundle"
     sentence = "No bundle is registered as {id!r}."
     advice = "Register its folder, or name the folder in place of the id."
+
+
+# ---------------------------------------------------------------- weights that are elsewhere
+
+
+class FetchError(RefitAgentError):
+    code = "fetch-error"
+    exit_code = 9
+
+
+class FetchFailed(FetchError):
+    code = "fetch-failed"
+    sentence = "{url} could not be fetched: {detail}."
+    advice = "Check the network and try again: what has come already is kept."
+
+
+class FetchMismatch(FetchError):
+    code = "fetch-mismatch"
+    sentence = "What is at {url} is not the file that the bundle names: {detail}."
+    advice = "Update the app, or ask its vendor."
+
+
+class FetchForbidden(FetchError):
+    code = "fetch-forbidden"
+    sentence = "{path} would have to be fetched by {scheme}, which is not allowed here (allowed: {allowed})."
+    advice = "REFIT_AGENT_FETCH lists what is allowed."
+
+
+class FetchLibraryMissing(FetchError):
+    code = "fetch-library-missing"
+    sentence = "{url} cannot be fetched: {detail}."
+    advice = "pip install 'refit-agent[fetch]', and what it names."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import NamedTuple
 
@@ -29,6 +30,15 @@ class OwnWeights(NamedTuple):
         return msgspec.structs.replace(model, onnx=self.onnx.ref, external=external, golden=())
 
 
+def require_replaceable(model: Model, path: str | os.PathLike[str]) -> None:
+    """Raise OwnWeightsInvalid if the file at ``path`` can be no match for where the model has its weights."""
+    if model.onnx is None:
+        detail = (
+            f"the weights of {model.name!r} are in safetensors files, and only those of an ONNX file can be replaced."
+        )
+        raise OwnWeightsInvalid(path=ascii(os.fspath(path)), detail=detail, hint="Give none: the bundle's are used.")
+
+
 def own_weights(path: str | os.PathLike[str]) -> OwnWeights:
     """Read which files the model at ``path`` keeps its weights in, and hash them all.
 
@@ -49,14 +59,12 @@ def own_weights(path: str | os.PathLike[str]) -> OwnWeights:
 
 def _own_weights(path: str | os.PathLike[str]) -> OwnWeights:
     main = os.path.abspath(os.fspath(path))
-    folder = os.path.realpath(os.path.dirname(main))
     with OnnxWeights(main) as weights:
         _ = weights.model  # looks at every tensor, those in attributes too
-        files = {str(file) for file in weights.external_files()}
-    return OwnWeights(
-        _located(main, os.path.basename(main)),
-        tuple(_located(f, os.path.relpath(f, folder).replace(os.sep, "/")) for f in sorted(files)),
-    )
+        files = weights.external_locations()
+    # By the locations that the model names, not by the files' own names: links may be exchanged.
+    external = tuple(_located(str(file), location) for location, file in sorted(files.items()))
+    return OwnWeights(_located(main, os.path.basename(main)), external)
 
 
 def _located(path: str, name: str) -> Located:
@@ -64,5 +72,7 @@ def _located(path: str, name: str) -> Located:
         digest, size = hash_file(path)
     except OSError as error:
         raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
-    # The worker takes no longer names than the manifest's; only their end tells files of one model apart.
-    return Located(path=path, ref=FileRef(path=name[-_LONGEST_NAME:], size=size, sha256=digest))
+    if len(name) > _LONGEST_NAME:
+        # The worker takes no longer names than the manifest's; cut off, two of them could be one.
+        name = hashlib.sha256(name.encode()).hexdigest()
+    return Located(path=path, ref=FileRef(path=name, size=size, sha256=digest))

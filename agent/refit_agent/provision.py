@@ -10,8 +10,8 @@ open the bundle ─► rank its engines for this machine ─► for each, best f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 from refit_agent import paths
 from refit_agent.bundle import Bundle
@@ -25,11 +25,13 @@ from refit_agent.errors import (
     Cancelled,
     DeviceError,
     DiskFull,
+    FetchError,
     NoMatchingEngine,
     PlanRefused,
     RefitAgentError,
     RefitError,
     RuntimeMissing,
+    SettingInvalid,
 )
 from refit_agent.failures import Failures
 from refit_agent.gpu.detect import detect
@@ -38,7 +40,10 @@ from refit_agent.machine import Machine
 from refit_agent.manifest import Model
 from refit_agent.progress import ProgressCallback, ProgressMeter
 from refit_agent.selection import Candidate, Selection, no_match_detail, select
-from refit_agent.settings import DEFAULT_DEADLINE_S, host_code_allowed
+from refit_agent.settings import DEFAULT_DEADLINE_S
+
+#: What ``path`` of an engine is to be: the plan, or an ONNX file that ONNX Runtime loads it through.
+Form = Literal["plan", "onnx"]
 
 
 def ensure_engine(
@@ -54,6 +59,8 @@ def ensure_engine(
     background: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
     service: bool | None = None,
+    public_keys: Sequence[str] | None = None,
+    form: Form = "plan",
 ) -> Engine:
     """The best engine of ``model`` for this machine, ready to load, with a lease on it.
 
@@ -78,20 +85,28 @@ def ensure_engine(
         cancelled: asked several times a second; True stops the work, which raises Cancelled.
         service: whether the service is to make what is not in the cache; None means if it answers, and
             the outcome is the same either way.
+        public_keys: the app's own, as `refit-agent bundle keygen` prints them: one of them must have signed the
+            bundle, and only then may it bring code of its own. None takes unsigned bundles.
+        form: "onnx" gives as ``path`` an ONNX file for ONNX Runtime's TensorRT execution provider, which holds
+            no more than the name of the plan beside it; for the CPU target both forms are the same file.
 
     Raises:
-        BundleError: the bundle is damaged or hostile, or lacks the model or profile.
+        BundleError: the bundle is damaged or hostile, not signed as it must be, or lacks the model or profile.
         SelectionError: nothing in it fits this machine, or there is no such target.
+        SettingInvalid: an argument is not what it must be, or REFIT_AGENT_... is not.
         RefitError, DeviceError: every candidate failed; the error is the best one's.
         CacheError: the cache folder or its disk cannot be used.
+        FetchError: weights that are elsewhere could not be fetched.
         ServiceError: only with ``service=True``: it cannot be used.
     """
-    opened = Bundle.open(bundle)
+    _require_sound(deadline_s, form)
+    opened = Bundle.open(bundle, public_keys)
     wanted = opened.model(model)
     own = None
     if weights is not None:
-        from refit_agent.own_weights import own_weights
+        from refit_agent.own_weights import own_weights, require_replaceable
 
+        require_replaceable(wanted, weights)
         own = own_weights(weights)
         wanted = own.in_place_of(wanted)
     home = paths.home()
@@ -103,11 +118,11 @@ def ensure_engine(
     first: RefitAgentError | None = None
     meter = ProgressMeter(progress)  # one for all candidates: it never goes back
     ask = service is not False
-    disk: CacheError | None = None
+    hindered: CacheError | FetchError | None = None
     for candidate in selection.candidates:
         facts = engine_facts(candidate, wanted, selection.profile, machine)
         key = engine_key(facts)
-        foreign = foreign_code(candidate)
+        foreign = foreign_code(candidate, opened)
         if foreign is not None:
             # Asked before the cache is: what another caller allowed is not allowed to this one.
             attempts.append(_attempt(candidate, foreign))
@@ -115,8 +130,8 @@ def ensure_engine(
             continue
         found = store.lookup(key)
         if isinstance(found, tuple):
-            return _engine(found, candidate, selection, attempts, hit=True)
-        if disk is not None:
+            return _engine(found, candidate, selection, attempts, form, hit=True)
+        if hindered is not None:
             continue  # nothing can be made, but a lesser engine may be there already
         context = attempt_context(candidate, wanted, selection.profile)
         remembered = None if retry_failed else failures.recall(key, context, deadline_s)
@@ -127,7 +142,7 @@ def ensure_engine(
             continue
         if ask:
             ask = False  # what it could not do for the best candidate it has tried for the others too
-            options = _Options(profile, target, weights, deadline_s, retry_failed, background)
+            options = _Options(profile, target, weights, deadline_s, retry_failed, background, public_keys, form)
             insist = service is True
             got = _by_service(opened, wanted, selection, machine, options, store, meter, cancelled, insist=insist)
             if got is not None:
@@ -152,8 +167,8 @@ def ensure_engine(
             made, hit = make_engine(request, store)
         except Cancelled:
             raise
-        except (DiskFull, CacheBusy) as error:
-            disk = error
+        except (DiskFull, CacheBusy, FetchError) as error:
+            hindered = error
             attempts.append(_attempt(candidate, error))
             continue
         except (RefitError, DeviceError, BundleError, RuntimeMissing) as error:
@@ -165,10 +180,18 @@ def ensure_engine(
             first = first or error
             continue
         failures.forget(key)
-        return _engine(made, candidate, selection, attempts, hit=hit)
-    if disk is not None:
-        raise disk
+        return _engine(made, candidate, selection, attempts, form, hit=hit)
+    if hindered is not None:
+        raise hindered
     raise first if first is not None else _nothing_fits(opened, wanted, selection)
+
+
+def _require_sound(deadline_s: float, form: str) -> None:
+    """Refuse what would be noticed late, or never: a hit asks for neither."""
+    if not isinstance(deadline_s, (int, float)) or not deadline_s > 0:
+        raise SettingInvalid(name="deadline_s", value=deadline_s, wanted="a number of seconds above 0")
+    if form not in ("plan", "onnx"):
+        raise SettingInvalid(name="form", value=form, wanted="'plan' or 'onnx'")
 
 
 class _Options(NamedTuple):
@@ -180,6 +203,8 @@ class _Options(NamedTuple):
     deadline_s: float
     retry_failed: bool
     background: bool
+    public_keys: Sequence[str] | None
+    form: str
 
 
 def _by_service(
@@ -213,21 +238,22 @@ def _by_service(
         retry_failed=options.retry_failed,
         background=options.background,
         pid=os.getpid(),
+        public_keys=None if options.public_keys is None else tuple(options.public_keys),
     )
     keys = [(engine_key(engine_facts(c, model, selection.profile, machine)), c) for c in selection.candidates]
     made = made_by_service(path, request, keys, store, meter, cancelled, insist=insist)
     if made is None:
         return None
     attempts = list(made.result.explanation.attempts)
-    return _engine(made.found, made.candidate, selection, attempts, hit=made.result.hit)
+    return _engine(made.found, made.candidate, selection, attempts, options.form, hit=made.result.hit)
 
 
-def foreign_code(candidate: Candidate) -> PlanRefused | None:
-    """Why the candidate may not be used by this process: it brings code of its own, which nobody has allowed."""
+def foreign_code(candidate: Candidate, bundle: Bundle) -> PlanRefused | None:
+    """Why the candidate may not be used: it brings code of its own, and the app has not vouched for the bundle."""
     engine = candidate.engine
-    if not (engine.host_code or engine.lean_runtime) or host_code_allowed():
+    if not (engine.host_code or engine.lean_runtime) or bundle.signed:
         return None
-    detail = "it brings code of its own to run, and this is allowed only with REFIT_AGENT_ALLOW_HOST_CODE=1"
+    detail = "it brings code of its own to run, which only a bundle may that is signed by a key which the caller gives"
     return PlanRefused(
         runtime=candidate.runtime.module, version=candidate.runtime.version, path=engine.path, detail=detail
     )
@@ -238,12 +264,23 @@ def _attempt(candidate: Candidate, error: RefitAgentError) -> Attempt:
 
 
 def _engine(
-    found: tuple[Entry, str, Lease], candidate: Candidate, selection: Selection, attempts: list[Attempt], *, hit: bool
+    found: tuple[Entry, str, Lease],
+    candidate: Candidate,
+    selection: Selection,
+    attempts: list[Attempt],
+    form: str,
+    *,
+    hit: bool,
 ) -> Engine:
     entry, folder, lease = found
+    if form == "onnx" and not entry.onnx:
+        lease.close()
+        raise SettingInvalid(
+            name="form", value=form, wanted="a form in which this engine can be had: it was not made from an ONNX model"
+        )
     return Engine(
         folder=folder,
-        name=entry.plan,
+        name=entry.onnx if form == "onnx" else entry.plan,
         key=entry.key,
         runtime=entry.runtime,
         runtime_version=entry.runtime_version,
@@ -273,9 +310,13 @@ def _nothing_fits(bundle: Bundle, model: Model, selection: Selection) -> RefitAg
 
 
 def explain(
-    bundle: str | os.PathLike[str], model: str, profile: str | None = None, target: str | None = None
+    bundle: str | os.PathLike[str],
+    model: str,
+    profile: str | None = None,
+    target: str | None = None,
+    public_keys: Sequence[str] | None = None,
 ) -> tuple[Selection, Machine]:
     """What `ensure_engine` would choose from, best first, and every refusal; nothing is made or opened."""
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, public_keys)
     machine = detect()
     return select(opened.manifest, opened.model(model), profile, machine, target), machine

@@ -26,12 +26,19 @@ def parse_size(text: str, name: str = "the size") -> int:
     return value
 
 
+#: Where weights may be fetched from when nobody said otherwise: what is encrypted, and asks for credentials of its own.
+DEFAULT_PROTOCOLS = frozenset({"https", "s3", "gs", "gcs", "az", "abfs", "abfss"})
+
+
+def fetch_protocols() -> frozenset[str]:
+    """REFIT_AGENT_FETCH: kinds of URLs that may be fetched from, separated by commas; "" for none at all."""
+    text = os.environ.get("REFIT_AGENT_FETCH")
+    if text is None:
+        return DEFAULT_PROTOCOLS
+    return frozenset(part.strip() for part in text.split(",") if part.strip())
+
+
 def cache_quota() -> int | None:
     """REFIT_AGENT_CACHE_QUOTA in bytes, or None for the default."""
     text = os.environ.get("REFIT_AGENT_CACHE_QUOTA")
     return None if not text else parse_size(text, "REFIT_AGENT_CACHE_QUOTA")
-
-
-def host_code_allowed() -> bool:
-    """Whether a bundle may bring code of its own (REFIT_AGENT_ALLOW_HOST_CODE=1); off by default."""
-    return os.environ.get("REFIT_AGENT_ALLOW_HOST_CODE") == "1"

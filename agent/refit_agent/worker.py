@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from refit_agent.refit.messages import Event, Job
+    from refit_agent.refit.messages import Event, FetchJob, Job
 
 #: The parent's process ID, so that a worker whose parent died first can tell.
 PARENT_VARIABLE = "REFIT_AGENT_PARENT_PID"
@@ -32,16 +32,16 @@ def main() -> None:
     """Run one job and exit: 0 when an event told the parent how it ended."""
     out = os.dup(1)
     os.dup2(2, 1)
-    _die_with_parent()
+    die_with_parent()
     source = os.fdopen(os.dup(0), "rb")
     line = source.readline()
 
-    from refit_agent.refit.messages import job_decoder
+    from refit_agent.refit.messages import Job, job_decoder
 
     job = job_decoder.decode(line)
-    _step_back(job.background)
-    threading.Thread(target=_exit_at_end_of, args=(source,), daemon=True).start()
-    if job.gpu:
+    step_back(job.background)
+    threading.Thread(target=exit_at_end_of, args=(source,), daemon=True).start()
+    if isinstance(job, Job) and job.gpu:
         from refit_agent.gpu.context import open_context
 
         open_context(job)  # takes longer than everything else that comes before the plan can be opened
@@ -54,15 +54,20 @@ def main() -> None:
     os._exit(0)
 
 
-def _perform(out: int, job: Job) -> Event:
+def _perform(out: int, job: Job | FetchJob) -> Event:
     from refit_agent.errors import BundleFileMissing, RefitAgentError, RefitError
-    from refit_agent.refit import pipeline
-    from refit_agent.refit.messages import Failed
+    from refit_agent.refit.messages import Failed, FetchJob
 
     try:
+        if isinstance(job, FetchJob):
+            from refit_agent.refit.transfer import transfer
+
+            return transfer(job, lambda event: _send(out, event))
+        from refit_agent.refit import pipeline
+
         return pipeline.run(job, lambda event: _send(out, event))
     except RefitAgentError as error:
-        return Failed(code=error.code, facts=_plain(error.facts))
+        return Failed(code=error.code, facts=plain_facts(error.facts))
     except OSError as error:
         from refit_agent.cache.store import write_error
 
@@ -73,7 +78,7 @@ def _perform(out: int, job: Job) -> Event:
                 return Failed(code=BundleFileMissing.code, facts=facts)
             return Failed(code=RefitError.code, facts={"detail": f"The refit failed: {error}."})
         failure = write_error(error, job.staging)
-        return Failed(code=failure.code, facts=_plain(failure.facts))
+        return Failed(code=failure.code, facts=plain_facts(failure.facts))
     except MemoryError:
         return Failed(code=RefitError.code, facts={"detail": "The refit worker ran out of memory."})
     except Exception as error:  # noqa: BLE001 - whatever a runtime raises must reach the parent as words
@@ -83,7 +88,8 @@ def _perform(out: int, job: Job) -> Event:
         return Failed(code=RefitError.code, facts={"detail": f"The refit failed: {type(error).__name__}: {error}."})
 
 
-def _plain(facts: dict[str, object]) -> dict[str, object]:
+def plain_facts(facts: dict[str, object]) -> dict[str, object]:
+    """The facts of an error as JSON can hold them."""
     return {k: v if isinstance(v, (str, int, float, bool, list, type(None))) else str(v) for k, v in facts.items()}
 
 
@@ -96,14 +102,15 @@ def _send(out: int, event: Event) -> None:
         os.write(out, data)
 
 
-def _exit_at_end_of(source: object) -> None:
+def exit_at_end_of(source: object) -> None:
+    """Read the binary stream to its end, then end this process: the parent is gone or has given up."""
     read = getattr(source, "read")  # noqa: B009 - any binary stream
     while read(4096):
         pass
     os._exit(3)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent dies, even while native code holds the GIL."""
     if sys.platform != "linux":
         return
@@ -116,7 +123,7 @@ def _die_with_parent() -> None:
         os._exit(3)  # it died before we could ask
 
 
-def _step_back(background: bool) -> None:
+def step_back(background: bool) -> None:
     """Give way to what the user is doing: a little for a waiting app, altogether for background work."""
     with contextlib.suppress(OSError, ValueError, ImportError):
         import resource

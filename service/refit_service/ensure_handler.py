@@ -30,8 +30,9 @@ async def ensure(request: web.Request) -> web.StreamResponse:
     """The engine that the body asks for."""
     service = request.app[SERVICE]
     wanted = await read_json(request, EnsureRequest)
+    folder = service.registry.folder(wanted.bundle)
     wish = Wish(
-        service.registry.folder(wanted.bundle),
+        folder,
         wanted.model,
         wanted.profile,
         wanted.target,
@@ -39,6 +40,7 @@ async def ensure(request: web.Request) -> web.StreamResponse:
         wanted.deadline_s,
         wanted.retry_failed,
         wanted.background,
+        _trusted(service.registry.pinned(folder), wanted.public_keys),
     )
     if wish.weights is not None:
         service.registry.folder(wish.weights)  # absolute, or refused
@@ -55,6 +57,14 @@ async def ensure(request: web.Request) -> web.StreamResponse:
         return await _stream(request, service, job, waiter)
     finally:
         service.leases.forget(process)
+
+
+def _trusted(pinned: tuple[str, ...] | None, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The keys of which one must have signed: where the bundle was registered with some, the request can only
+    narrow them down."""
+    if pinned is None or given is None:
+        return given if pinned is None else pinned
+    return tuple(key for key in given if key in pinned)
 
 
 def _look_up(service: Service, wish: Wish) -> Hit | Missing:

@@ -48,7 +48,7 @@ async def register(request: web.Request) -> web.Response:
     """Register a bundle, and make its engines in the background."""
     service = request.app[SERVICE]
     body = await read_json(request, RegisterRequest)
-    record, new = service.registry.add(body.path)
+    record, new = service.registry.add(body.path, body.public_keys)
     service.warmer.look_again()
     return json_response(record, 201 if new else 200)
 
@@ -77,7 +77,8 @@ async def explain(request: web.Request) -> web.Response:
     """What would be chosen, and why not the rest."""
     folder = request.app[SERVICE].registry.folder(one_of(request, "bundle", required=True) or "")
     model, profile, target = (one_of(request, name) for name in ("model", "profile", "target"))
-    found, _ = await in_thread(lambda: explain_document(folder, model, profile, target), "explain")
+    keys = request.app[SERVICE].registry.pinned(folder)
+    found, _ = await in_thread(lambda: explain_document(folder, model, profile, target, keys), "explain")
     return json_response(found)
 
 

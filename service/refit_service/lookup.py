@@ -42,6 +42,7 @@ class Wish(NamedTuple):
     deadline_s: float = 900.0
     retry_failed: bool = False
     background: bool = False
+    public_keys: tuple[str, ...] | None = None
 
 
 class Choice(NamedTuple):
@@ -110,7 +111,7 @@ def look_up(wish: Wish) -> Hit | Missing:
     Raises:
         RefitAgentError: as `ensure_engine` does without making anything; also what all candidates failed with before.
     """
-    opened = Bundle.open(wish.bundle)
+    opened = Bundle.open(wish.bundle, wish.public_keys)
     wanted = opened.model(wish.model)
     home = paths.home()
     machine = machine_now(home)
@@ -126,7 +127,7 @@ def look_up(wish: Wish) -> Hit | Missing:
     worst: RefitAgentError | None = None
     for candidate in selection.candidates:
         key = engine_key(engine_facts(candidate, wanted, selection.profile, machine))
-        failed: RefitAgentError | None = foreign_code(candidate)
+        failed: RefitAgentError | None = foreign_code(candidate, opened)
         found = store.lookup(key) if failed is None else None
         choice = Choice(candidate, selection, tuple(attempts))
         if isinstance(found, tuple):
@@ -176,7 +177,15 @@ def _made_result(engine: Engine, lease: LeaseRecord) -> EngineResult:
 
 def _refused(wish: Wish, manifest: Manifest) -> Missing:
     """Let the library say why nothing fits; it makes nothing then."""
-    ensure_engine(wish.bundle, wish.model, wish.profile, wish.target, cancelled=lambda: True, service=False).close()
+    ensure_engine(
+        wish.bundle,
+        wish.model,
+        wish.profile,
+        wish.target,
+        cancelled=lambda: True,
+        service=False,
+        public_keys=wish.public_keys,
+    ).close()
     # Only if a runtime was installed this very moment.
     return Missing(_weights_flight(wish), "", "", "", manifest)
 

@@ -23,6 +23,9 @@ AbsolutePath = Annotated[str, msgspec.Meta(pattern=rf"^{_ROOT}[^\x00]*$", max_le
 PathOrId = Annotated[str, msgspec.Meta(pattern=rf"^({_ROOT}[^\x00]*|[0-9a-f]{{16}})$", max_length=4096)]
 
 
+PublicKeys = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=200)], ...], msgspec.Meta(max_length=32)]
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """RFC 9457, with our stable ``code``, what to do (``hint``), and the facts of the sentence."""
 
@@ -59,7 +62,8 @@ def plain(facts: dict[str, object]) -> dict[str, object]:
 
 class EnsureRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which engine is wanted. ``bundle`` is an absolute path or a registered id; with ``pid`` the lease ends
-    with that process, and after ``ttl_s`` seconds unless it is renewed in any case."""
+    with that process, and after ``ttl_s`` seconds unless it is renewed in any case. One of the ``public_keys``
+    must have signed the bundle; without any, those count that it was registered with."""
 
     bundle: PathOrId
     model: Text
@@ -71,6 +75,7 @@ class EnsureRequest(msgspec.Struct, frozen=True, kw_only=True):
     background: bool = False
     ttl_s: Seconds = 60.0
     pid: ProcessId | None = None
+    public_keys: PublicKeys | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,9 +150,11 @@ class RenewRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RegisterRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The absolute path of a bundle's folder."""
+    """The absolute path of a bundle's folder, and the keys of which one must have signed it, now and at every
+    later use; None where it need not be signed."""
 
     path: AbsolutePath
+    public_keys: PublicKeys | None = None
 
 
 class BundleRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +167,7 @@ class BundleRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     models: tuple[str, ...]
     registered: float
+    public_keys: tuple[str, ...] | None = None
 
 
 class BundleList(msgspec.Struct, frozen=True, kw_only=True):

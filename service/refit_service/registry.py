@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from refit_agent.bundle import Bundle
+from refit_agent.bundle import MANIFEST_NAME, Bundle
 from refit_agent.cache.store import write_error
 from refit_agent.errors import NoSuchBundle, SettingInvalid
 from refit_service.protocol import BundleRecord
@@ -49,18 +49,24 @@ class Registry:
         """All of them, oldest first."""
         return tuple(self._records.values())
 
-    def add(self, path: str) -> tuple[BundleRecord, bool]:
+    def add(self, path: str, public_keys: tuple[str, ...] | None = None) -> tuple[BundleRecord, bool]:
         """Register the bundle in the folder ``path``; gives its record and whether it is new.
+
+        With ``public_keys`` one of them must have signed it, and must have at every later use; without any, those
+        stay in force that it was registered with before.
 
         Raises:
             SettingInvalid: the path is not absolute.
             BundleError: there is no sound bundle.
             DiskFull, CacheUnwritable: the state folder cannot be written; nothing was registered.
         """
-        opened = Bundle.open(_absolute(path))
-        root = os.path.realpath(opened.root)
-        name = hashlib.sha256(os.fsencode(root)).hexdigest()[:_ID_DIGITS]
+        root = self.folder(path)
+        name = _id_of(root)
         known = self._records.get(name)
+        if public_keys is None and known is not None:
+            # An app's update that forgets the key must not open the door; unregistering does.
+            public_keys = known.public_keys
+        opened = Bundle.open(root, public_keys)
         app = opened.manifest.app
         record = BundleRecord(
             id=name,
@@ -70,6 +76,7 @@ class Registry:
             version=app.version,
             models=tuple(model.name for model in opened.manifest.models),
             registered=time.time() if known is None else known.registered,
+            public_keys=public_keys,
         )
         if record != known:
             self._save({**self._records, name: record})
@@ -81,6 +88,14 @@ class Registry:
             raise NoSuchBundle(id=name)
         self._save({key: record for key, record in self._records.items() if key != name})
 
+    def pinned(self, folder: str) -> tuple[str, ...] | None:
+        """The keys that the bundle in ``folder``, as `folder` gives it, was registered with; None if it is not
+        registered, or needs none."""
+        if all(record.public_keys is None for record in self._records.values()):
+            return None
+        record = self._records.get(_id_of(folder))
+        return None if record is None else record.public_keys
+
     def folder(self, bundle: str) -> str:
         """The folder of a bundle that a request names by path or id.
 
@@ -88,7 +103,7 @@ class Registry:
             NoSuchBundle, SettingInvalid.
         """
         if os.path.isabs(bundle):
-            return _absolute(bundle)
+            return _real_folder(_absolute(bundle))
         record = self._records.get(bundle)
         if record is not None:
             return record.path
@@ -110,6 +125,18 @@ class Registry:
                 os.unlink(temporary)
             raise write_error(error, self._path) from error
         self._records = records
+
+
+def _real_folder(path: str) -> str:
+    """The one name of a bundle's folder, whichever of its names was given: keys are pinned to it."""
+    root = os.path.realpath(path)
+    if os.path.basename(root) == MANIFEST_NAME and not os.path.isdir(root):
+        root = os.path.dirname(root)
+    return root
+
+
+def _id_of(root: str) -> str:
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:_ID_DIGITS]
 
 
 def _absolute(path: str) -> str:

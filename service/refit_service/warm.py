@@ -103,7 +103,7 @@ class Warmer:
 
     def _targets(self, record: BundleRecord) -> Iterator[Target]:
         try:
-            bundle = Bundle.open(record.path)
+            bundle = Bundle.open(record.path, record.public_keys)
             self._note_manifest(record.path, _identity(record.path))
             machine = machine_now(paths.home())
             for model in bundle.manifest.models:
@@ -131,7 +131,8 @@ class Warmer:
 
     async def _provide(self, what: Target) -> float:
         """Make one engine if it is missing; gives the seconds to wait before it is tried again, 0 when it is there."""
-        wish = Wish(what[0], what[1], target=what[2], background=True)
+        keys = self._registry.pinned(what[0])
+        wish = Wish(what[0], what[1], target=what[2], background=True, public_keys=keys)
         try:
             found = look_up(wish)
         except RefitAgentError as error:

@@ -32,7 +32,7 @@ def make(
     structlog.contextvars.bind_contextvars(request=request_id)
     # A job may have waited for minutes. An app that asked before its update must not get the new one's engine,
     # which may take other inputs.
-    if Bundle.open(wish.bundle).manifest != missing.manifest:
+    if Bundle.open(wish.bundle, wish.public_keys).manifest != missing.manifest:
         raise BundleFileMismatch(
             path=os.path.join(wish.bundle, MANIFEST_NAME),
             detail="it was replaced after the engine was asked for",
@@ -50,4 +50,5 @@ def make(
         background=wish.background,
         cancelled=cancelled,
         service=False,
+        public_keys=wish.public_keys,
     )

@@ -15,6 +15,7 @@ import pytest
 import refit_agent
 from bundles import MODEL, python
 from refit_agent import errors
+from refit_agent.authoring import errors as authoring_errors
 from refit_agent.errors import RefitAgentError
 
 ROOT = Path(refit_agent.__file__).parent
@@ -78,7 +79,8 @@ def test_nothing_but_the_command_line_imports_it() -> None:
 
 
 def _raises() -> Iterator[tuple[Path, int, type[RefitAgentError], set[str]]]:
-    kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    both = {**vars(errors), **vars(authoring_errors)}
+    kinds = {name: kind for name, kind in both.items() if isinstance(kind, type)}
     for path in [*FILES, *SERVICE]:
         if path.name == "errors.py":
             continue

@@ -8,7 +8,7 @@ import pytest
 from refit_agent import keys
 from refit_agent.keys import attempt_context, engine_facts, engine_key
 from refit_agent.machine import Gpu, InstalledRuntime, Machine
-from refit_agent.manifest import Engine, FileRef, Golden, Model
+from refit_agent.manifest import Engine, FileRef, Golden, Model, Plan
 from refit_agent.selection import Candidate
 
 replace = msgspec.structs.replace
@@ -62,6 +62,9 @@ def _engine(**changes: Any) -> dict[str, Candidate]:
         {"model": replace(MODEL, onnx=_ref("m.onnx", "8"))},
         {"model": replace(MODEL, external=(_ref("w", "8"),))},
         {"model": replace(MODEL, external=(_ref("v", "4"),))},
+        # The ONNX file says where its data is as seen from its own folder.
+        {"model": replace(MODEL, onnx=_ref("v2/m.onnx", "3"))},
+        _engine(hardware_compatibility="same-compute-capability"),
         {"model": replace(MODEL, external=())},
         {"machine": replace(MACHINE, driver="560.1")},
         {"machine": replace(MACHINE, os="windows")},
@@ -124,3 +127,79 @@ def test_a_mended_recipe_makes_new_engines(monkeypatch: pytest.MonkeyPatch) -> N
     before = key()
     monkeypatch.setattr(keys, "RECIPE", keys.RECIPE + 1)
     assert key() != before
+
+
+# ---------------------------------------------------------------- several plans
+
+RANK = Plan(path="r1", size=1, sha256="a" * 64, plan_size=1, plan_sha256="b" * 64, safetensors=("w1",))
+SPREAD = replace(ENGINE, safetensors=("w0",), config=_ref("config.json", "c"), ranks=(RANK,))
+PARTS = (_ref("w0", "d"), _ref("w1", "e"))
+LLM = replace(MODEL, onnx=None, external=(), safetensors=PARTS, engines=(SPREAD,))
+
+
+def spread(model: Model = LLM, **changes: Any) -> str:
+    return key(replace(CANDIDATE, engine=replace(SPREAD, **changes)), model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"plan_sha256": "9" * 64},
+        {"ranks": ()},
+        {"ranks": (replace(RANK, plan_sha256="9" * 64),)},
+        {"ranks": (RANK, RANK)},
+        {"ranks": (replace(RANK, safetensors=("w0",)),)},
+        {"ranks": (replace(RANK, safetensors=()),)},
+        {"safetensors": ("w1",), "ranks": (replace(RANK, safetensors=("w0",)),)},
+        {"config": _ref("config.json", "9")},
+        {"config": None},
+        {"model": replace(LLM, safetensors=(_ref("w0", "9"), PARTS[1]))},
+        {"model": replace(LLM, safetensors=(PARTS[0], _ref("w1", "9")))},
+    ],
+)
+def test_every_plan_with_its_weights_decides_the_key(change: Any) -> None:
+    """Of whichever rank, and which files it takes them from."""
+    assert spread(**change) != spread()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ranks": (replace(RANK, path="elsewhere", sha256="9" * 64, compression="zstd"),)},
+        {"config": _ref("elsewhere.json", "c")},
+        {"model": replace(LLM, safetensors=(*PARTS, _ref("of another engine", "9")))},
+    ],
+)
+def test_names_of_its_files_and_those_of_other_engines_do_not(change: Any) -> None:
+    """As with a single plan."""
+    assert spread(**change) == spread()
+
+
+def test_which_plan_takes_a_file_is_part_of_the_key() -> None:
+    """Also where the files of all plans together are the same ones in the same order."""
+    one = spread(safetensors=("w0", "w1"), ranks=(replace(RANK, safetensors=("w0",)),))
+    other = spread(safetensors=("w0",), ranks=(replace(RANK, safetensors=("w1", "w0")),))
+    assert one != other
+
+
+def test_how_it_was_checked_is_part_of_the_key() -> None:
+    """A plan that was loaded and not run is no unchecked one."""
+    candidate = replace(CANDIDATE, engine=SPREAD)
+    assert engine_facts(candidate, LLM, None, MACHINE)["check"] == "loaded"
+
+
+def test_the_weights_digest_of_one_file_is_its_own_and_of_several_that_of_all() -> None:
+    """Their names do not count, their order does."""
+    one = replace(LLM, safetensors=PARTS[:1], engines=())
+    assert one.weights_digest() == PARTS[0].sha256
+    both = replace(LLM, engines=())
+    assert both.weights_digest() not in (PARTS[0].sha256, PARTS[1].sha256)
+    renamed = replace(both, safetensors=(_ref("x", "d"), _ref("y", "e")))
+    assert renamed.weights_digest() == both.weights_digest()
+    assert replace(both, safetensors=PARTS[::-1]).weights_digest() != both.weights_digest()
+
+
+def test_a_model_keeps_its_key_wherever_its_folder_is() -> None:
+    """Two apps that ship the same files share one entry."""
+    moved = replace(MODEL, onnx=_ref("deep/down/m.onnx", "3"), external=(_ref("deep/down/w", "4"),))
+    assert key(model=moved) == key()

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bundles import model_of
-from refit_agent.errors import ManifestInvalid, ManifestTooNew, UnsafePath
-from refit_agent.manifest import Manifest, decode_manifest, path_fault
+from refit_agent.errors import ManifestInvalid, ManifestTooNew, NotAnOnnxModel, UnsafePath
+from refit_agent.manifest import Manifest, Model, decode_manifest, path_fault, unknown_fields
 
 HASH = "0" * 64
 
@@ -145,6 +146,165 @@ def test_a_model_name_cannot_stand_twice() -> None:
         decode(doc)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [("sha256", "1" * 64, "hashes"), ("size", 11, "sizes"), ("url", "https://example.org/m", "urls")],
+)
+def test_two_models_agree_on_a_file_that_they_share(field: str, value: object, says: str) -> None:
+    """Else one of them would be verified with what the other says of it."""
+    doc = document()
+    other = json.loads(json.dumps(model_of(doc)))
+    other["name"] = "n"
+    doc["models"].append(other)
+    decode(doc)
+    other["onnx"][field] = value
+    with pytest.raises(ManifestInvalid, match=f"'m.onnx' is listed with two different {says}"):
+        decode(doc)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("https://[example.org/x", "cannot be understood"),
+        ("https://example.org:x/y", "cannot be understood"),
+        ("https://example.org:99999/y", "cannot be understood"),
+        ("https://user:secret@example.org/x", "user or password"),
+        ("s3://user@bucket/x", "user or password"),
+        ("abfs://user:secret@account/x", "user or password"),
+        ("https:///x", "names no host"),
+        ("https://:443/x", "names no host"),
+        ("s3://bucket/x::file:///etc/passwd", "chains it"),
+        ("https://example.org/x::file:///y", "chains it"),
+        ("https://example.org/x#y", "fragment"),
+    ],
+)
+def test_a_url_that_means_more_than_a_place_is_refused(url: str, says: str) -> None:
+    """Before anything is fetched from it, and without showing what may be a secret."""
+    doc = document()
+    model_of(doc)["onnx"]["url"] = url
+    with pytest.raises(ManifestInvalid, match=says) as info:
+        decode(doc)
+    assert "secret" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://[::1]:8443/x?sig=a", "s3://bucket/x", "abfs://box@account.dfs.core.windows.net/x"]
+)
+def test_a_url_that_is_a_place_is_taken(url: str) -> None:
+    """An IPv6 address is no chain, and a container of Azure no user."""
+    doc = document()
+    model_of(doc)["onnx"]["url"] = url
+    assert decode(doc).models[0].require_onnx().url == url
+
+
+def llm() -> dict[str, Any]:
+    """A manifest with an engine of TensorRT-LLM for two GPUs."""
+    file = {"size": 10, "sha256": HASH}
+    doc = document()
+    plan = {"path": "p/rank1", **file, "plan_size": 30, "compression": "zstd", "safetensors": ["w1"]}
+    engine = {
+        **model_of(doc)["engines"][1],
+        "gpu": "NVIDIA L4",
+        "config": {"path": "p/config.json", **file},
+        "safetensors": ["w0"],
+        "ranks": [plan],
+    }
+    files = [{"path": path, **file} for path in ("w0", "w1", "w2")]
+    doc["models"] = [{"name": "m", "safetensors": files, "engines": [engine]}]
+    return doc
+
+
+def test_a_model_may_have_its_weights_in_safetensors_files() -> None:
+    """With an engine of several plans, each of which says which of them it takes."""
+    manifest = decode(llm())
+    model = manifest.models[0]
+    (engine,) = model.engines
+    assert [plan.path for plan in engine.plans] == ["p/gpu", "p/rank1"]
+    assert [f.path for f in model.files()] == ["w0", "w1", "w2", "p/gpu", "p/rank1", "p/config.json"]
+    assert [f.path for f in model.weight_files_of(engine)] == ["w0", "w1"]
+    data = msgspec.json.encode(manifest)
+    assert decode_manifest(data, "") == manifest
+    assert unknown_fields(data) == []
+    with pytest.raises(NotAnOnnxModel, match="'m' has no ONNX file"):
+        model.require_onnx()
+
+
+def test_a_plan_that_names_no_safetensors_file_takes_them_all() -> None:
+    """One such plan is enough."""
+    doc = llm()
+    del model_of(doc)["engines"][0]["ranks"][0]["safetensors"]
+    model = decode(doc).models[0]
+    assert model.weight_files_of(model.engines[0]) == model.safetensors
+
+
+def test_fields_of_a_further_plan_that_nobody_knows_are_listed() -> None:
+    """A misspelt one has no effect, and whoever makes the bundle wants to know."""
+    doc = llm()
+    model_of(doc)["engines"][0]["ranks"][0]["safetensor"] = ["w1"]
+    assert unknown_fields(json.dumps(doc).encode()) == ["$.models[0].engines[0].ranks[0].safetensor"]
+
+
+ONNX = {"path": "m.onnx", "size": 10, "sha256": HASH}
+CPU = {"path": "p/cpu", "size": 10, "sha256": HASH, "runtime": "onnxruntime", "built_with": "1.20.1", "plan_size": 10}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("models.0.safetensors", KeyError, "either an ONNX file (onnx) or safetensors files (safetensors) - at `$.models['m']`"),
+        ("models.0.onnx", ONNX, "either an ONNX file (onnx) or safetensors files"),
+        ("models.0.external", [ONNX], "only an ONNX file has external data"),
+        ("models.0.safetensors.1.path", "w0", "stands there twice"),
+        ("models.0.engines.0.safetensors", ["w9"], "takes weights from 'w9', which is not among"),
+        ("models.0.engines.0.ranks.0.safetensors", ["w9"], "takes weights from 'w9', which is not among"),
+        ("models.0.engines.1", CPU, "'p/cpu' is for ONNX Runtime, which needs a model with an ONNX file"),
+        ("models.0.engines.0.config", KeyError, "must have its config"),
+        ("models.0.engines.0.ranks.0.plan_size", -1, "ranks[0].plan_size"),
+        ("models.0.engines.0.ranks.0.compression", "none", "10 bytes cannot unpack to plan_size 30"),
+        ("models.0.engines.0.config.size", 17 << 20, "a config.json has no 17825792 bytes"),
+        ("models.0.engines.0.config.url", "https://example.org/c", "'p/config.json' has a url"),
+        ("models.0.engines.0.ranks.0.url", "https://example.org/c", "'p/rank1' has a url"),
+        ("models.0.engines.0.runtime", "tensorrt-rtx", "is one of TensorRT, and for its version alone"),
+        ("models.0.engines.0.version_compatible", True, "for its version alone"),
+        ("models.0.engines.0.host_code", True, "for its version alone"),
+        ("models.0.engines.0.lean_runtime", {"path": "l", "size": 1, "sha256": HASH}, "for its version alone"),
+        ("models.0.engines.0.gpu", KeyError, "must name the GPU model"),
+        ("models.0.golden", [{"inputs": {}, "outputs": {"y": ONNX}}], "can have no golden data"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_in_such_a_model_is_named(path: str, value: object, says: str) -> None:
+    """Whoever wrote it finds the field."""
+    doc = llm()
+    if path == "models.0.engines.1":
+        model_of(doc)["engines"].append(value)
+    else:
+        _set(path, value)(doc)
+    with pytest.raises(ManifestInvalid) as info:
+        decode(doc)
+    assert says in str(info.value)
+
+
+def test_an_onnx_model_has_no_engine_of_tensorrt_llm() -> None:
+    """Its weights have other names."""
+    doc = llm()
+    model = model_of(doc)
+    del model["safetensors"]
+    model["onnx"] = ONNX
+    for plan in (model["engines"][0], model["engines"][0]["ranks"][0]):
+        del plan["safetensors"]
+    with pytest.raises(ManifestInvalid, match="takes its weights from safetensors files"):
+        decode(doc)
+
+
+def test_safetensors_may_be_elsewhere() -> None:
+    """Like an ONNX file."""
+    doc = llm()
+    model_of(doc)["safetensors"][0]["url"] = "https://example.org/w0"
+    model = decode(doc).model("m")
+    assert isinstance(model, Model)
+    assert model.safetensors[0].url == "https://example.org/w0"
+
+
 UNSAFE = {
     "/etc/passwd": "absolute",
     "../x": "'..'",
@@ -172,13 +332,19 @@ UNSAFE = {
 
 
 @pytest.mark.parametrize("path", UNSAFE)
-@pytest.mark.parametrize("place", ["onnx", "external", "engine", "golden", "lean"])
+@pytest.mark.parametrize("place", ["onnx", "external", "engine", "golden", "lean", "safetensors", "rank", "config"])
 def test_a_path_that_could_leave_the_bundle_is_refused_wherever_it_stands(path: str, place: str) -> None:
     """By the rules of both operating systems, in every field that names a file."""
-    doc = document()
+    doc = llm() if place in ("safetensors", "rank", "config") else document()
     model = model_of(doc)
     ref = {"path": path, "size": 10, "sha256": HASH}
-    if place == "onnx":
+    if place == "safetensors":
+        model["safetensors"][2] = ref
+    elif place == "rank":
+        model["engines"][0]["ranks"][0]["path"] = path
+    elif place == "config":
+        model["engines"][0]["config"] = ref
+    elif place == "onnx":
         model["onnx"] = ref
     elif place == "external":
         model["external"] = [ref]

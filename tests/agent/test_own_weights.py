@@ -181,3 +181,27 @@ def test_names_longer_than_a_manifest_allows_reach_the_worker(tmp_path: Path) ->
     for located in (own.onnx, *own.external):
         assert msgspec.json.decode(msgspec.json.encode(located), type=Located) == located
         assert Path(located.path).is_file()
+
+
+def test_exchanged_links_are_other_weights(tmp_path: Path) -> None:
+    """The files are the same by name and content; which tensor is in which is not."""
+    model = tmp_path / "m.onnx"
+    write_model(model, {"a": "a.bin", "b": "b.bin"})
+    os.rename(tmp_path / "a.bin", tmp_path / "x1")
+    os.rename(tmp_path / "b.bin", tmp_path / "x2")
+
+    def linked(**links: str) -> list[tuple[str, str]]:
+        for name, target in links.items():
+            (tmp_path / f"{name}.bin").unlink(missing_ok=True)
+            (tmp_path / f"{name}.bin").symlink_to(target)
+        return [(f.ref.path, f.ref.sha256) for f in own_weights(model).external]
+
+    assert linked(a="x1", b="x2") != linked(a="x2", b="x1")
+
+
+def test_long_names_are_told_apart(tmp_path: Path) -> None:
+    """Their ends alone may be the same."""
+    end = "/".join(["d" * 60] * 4) + "/w.bin"
+    write_model(tmp_path / "m.onnx", {"a": f"one/{end}", "b": f"two/{end}"})
+    names = [f.ref.path for f in own_weights(tmp_path / "m.onnx").external]
+    assert len(set(names)) == 2 and all(len(name) <= 200 for name in names)

@@ -53,6 +53,7 @@ from refit_agent.errors import (
     PlanRefused,
     RefitAgentError,
     RefitError,
+    SettingInvalid,
     UnknownModel,
     UnknownProfile,
     UnknownTarget,
@@ -690,20 +691,6 @@ def test_without_room_a_lesser_engine_that_is_there_already_is_served(
         assert [a.code for a in engine.explanation.attempts] == [DiskFull.code]
 
 
-def test_code_that_a_bundle_brings_is_not_served_from_the_cache_either(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was allowed once, to somebody, is not allowed to everybody."""
-    edit(bundle, lambda d: model_of(d)["engines"][0].update(host_code=True))
-    with pytest.raises(PlanRefused, match="REFIT_AGENT_ALLOW_HOST_CODE"):
-        ensure_engine(bundle, MODEL)
-    monkeypatch.setenv("REFIT_AGENT_ALLOW_HOST_CODE", "1")
-    ensure_engine(bundle, MODEL).close()
-    monkeypatch.delenv("REFIT_AGENT_ALLOW_HOST_CODE")
-    with pytest.raises(PlanRefused):
-        ensure_engine(bundle, MODEL)
-
-
 def test_a_corrected_manifest_is_tried_at_once(bundle: Path) -> None:
     """A wrong weights_sha256 must not haunt the users after the vendor has mended it."""
     right = model_of(json.loads((bundle / "bundle.json").read_text()))["onnx"]["sha256"]
@@ -745,3 +732,11 @@ def test_a_worker_that_prints_without_end_does_not_fill_the_disk(
     with pytest.raises(WorkerCrashed, match="endless output"):
         ensure_engine(bundle, MODEL)
     assert os.listdir(home / "cache/tmp") == []
+
+
+@pytest.mark.parametrize("changes", [{"deadline_s": -1}, {"deadline_s": 0}, {"deadline_s": "x"}, {"form": "xyz"}])
+def test_senseless_arguments_are_refused_on_a_hit_too(bundle: Path, changes: dict[str, Any]) -> None:
+    """They would be noticed at a customer's first miss."""
+    ensure_engine(bundle, MODEL).close()
+    with pytest.raises(SettingInvalid, match=next(iter(changes))):
+        ensure_engine(bundle, MODEL, **changes)

@@ -8,7 +8,7 @@ import pytest
 
 from refit_agent.errors import UnknownProfile, UnknownTarget
 from refit_agent.machine import Gpu, InstalledRuntime, Machine
-from refit_agent.manifest import App, Engine, FileRef, Manifest, Model
+from refit_agent.manifest import App, Engine, FileRef, Manifest, Model, Plan
 from refit_agent.selection import Selection, no_match_detail, select
 
 HASH = "0" * 64
@@ -385,3 +385,56 @@ def test_no_match_detail_of_nothing() -> None:
     assert no_match_detail(run(model(engine()), machine(gpu()))) == ""
     # refused on one GPU, but a candidate on the other
     assert no_match_detail(run(model(engine()), machine(gpu(0), gpu(1, A10, "8.6")))) == ""
+
+
+# ---------------------------------------------------------------- TensorRT-LLM
+
+FULL10 = InstalledRuntime(module="tensorrt", version="10.16.1.11", cuda_major=12)
+
+
+def llm(ranks: int = 2, **fields: Any) -> Engine:
+    """An engine of TensorRT-LLM for so many GPUs."""
+    further = tuple(Plan(path=f"r{i}", size=1, sha256=HASH, plan_size=1) for i in range(1, ranks))
+    config = FileRef(path="config.json", size=1, sha256=HASH)
+    return engine(**({"version_compatible": False, "gpu": H100, "config": config, "ranks": further} | fields))
+
+
+@pytest.mark.parametrize(
+    ("found", "count"),
+    [
+        ([gpu(0)], "1"),
+        ([gpu(0), gpu(1, "NVIDIA H200")], "1"),
+        ([gpu(0), gpu(1, cc="9.1")], "1"),
+        ([gpu(0), gpu(1, mig=True)], "1"),
+        ([gpu(0, mig=True), gpu(1, mig=True)], "0"),
+    ],
+)
+def test_plans_for_two_gpus_need_two_of_one_model(found: list[Gpu], count: str) -> None:
+    result = run(model(llm(), CPU), machine(*found, runtimes=(FULL10, ORT)), target="cuda:0")
+    assert order(result) == []
+    refusal = result.refusals[0]
+    assert refusal.code == "too-few-gpus"
+    assert refusal.reason.endswith(f"from cuda:0 on this machine has {count} {H100} (compute capability 9.0)")
+    assert no_match_detail(result).startswith("1 needs 2 GPUs of one model")
+
+
+def test_the_first_of_the_gpus_is_the_target_and_the_others_come_behind_it() -> None:
+    here = machine(gpu(0, A10, "8.6"), gpu(1), gpu(2), gpu(3), runtimes=(FULL10,))
+    result = run(model(llm()), here)
+    assert order(result) == [(0, "cuda:1"), (0, "cuda:2")]
+    assert codes(result) == [(0, "cuda:0", "wrong-compute-capability"), (0, "cuda:3", "too-few-gpus")]
+    assert order(run(model(llm()), here, target="cuda:2")) == [(0, "cuda:2")]
+
+
+def test_older_drivers_leave_the_maker_s_name_away_here_too() -> None:
+    here = machine(gpu(0, H100), gpu(1, "H100 80GB  HBM3"), runtimes=(FULL10,))
+    assert order(run(model(llm()), here)) == [(0, "cuda:0")]
+
+
+def test_an_engine_that_cannot_be_tried_is_not_tried_where_nobody_promises_that_it_works() -> None:
+    other = machine(gpu(0, "NVIDIA H200"), runtimes=(FULL10,))
+    result = run(model(llm(1)), other)
+    assert codes(result) == [(0, "cuda:0", "other-gpu-model")]
+    assert result.refusals[0].reason.startswith(f"built on {H100}; NVIDIA H200 is another GPU of the same compute")
+    promised = llm(1, hardware_compatibility="same-compute-capability")
+    assert order(run(model(promised), other)) == [(0, "cuda:0")]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refit_agent.machine import Gpu, InstalledRuntime, Machine
-from refit_agent.manifest import App, Engine, FileRef, Manifest, Model
+from refit_agent.manifest import App, Engine, FileRef, Manifest, Model, Plan
 from refit_agent.selection import Candidate, Selection, no_match_detail, select
 
 HASH = "0" * 64
@@ -19,21 +19,27 @@ NAMES = ["NVIDIA A10", "NVIDIA H100", "NVIDIA H200"]
 TRT = ["8.5.3", "8.6", "8.6.0", "8.6.0.12", "8.6.1", "9.2.0", "10.0.1", "10.16.1.11", "11.0.0", "11.4.0.106", "12.0.0"]
 TIERS = ["this-gpu", "same-compute-capability", "same-sm-unpromised", "ampere-plus", "rtx", "cpu"]
 LEAN = FileRef(path="lean.so", size=1, sha256=HASH)
+CONFIG = FileRef(path="config.json", size=1, sha256=HASH)
+RANK = Plan(path="r", size=1, sha256=HASH, plan_size=1)
 
 engines = st.builds(
-    lambda runtime, trt, rtx, ort, **rest: Engine(
+    lambda runtime, trt, rtx, ort, more, **rest: Engine(
         path="e",
         size=1,
         sha256=HASH,
         plan_size=1,
         runtime=runtime,
         built_with={"tensorrt": trt, "tensorrt-rtx": rtx, "onnxruntime": ort}[runtime],
+        # An engine of TensorRT-LLM now and then, for one GPU or more.
+        config=CONFIG if more is not None and runtime == "tensorrt" else None,
+        ranks=(RANK,) * more if more is not None and runtime == "tensorrt" else (),
         **rest,
     ),
     runtime=st.sampled_from(["tensorrt", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
     trt=st.sampled_from(TRT),
     rtx=st.sampled_from(["1.7.1.116", "1.6.0"]),
     ort=st.sampled_from(["1.18.0", "1.31.1"]),
+    more=st.sampled_from([None, None, 0, 1, 2]),
     version_compatible=st.booleans(),
     os=st.sampled_from([(), ("linux",), ("windows",), ("linux", "windows")]),
     compute_capabilities=st.lists(st.sampled_from(CCS), max_size=2, unique=True).map(tuple),
@@ -63,7 +69,7 @@ def machines(draw: st.DrawFn) -> Machine:
             index=i,
             name=draw(st.sampled_from(NAMES)),
             uuid=f"GPU-{i}",
-            compute_capability=draw(st.sampled_from(CCS)),
+            compute_capability=draw(st.sampled_from(CCS) if i == 0 or draw(st.booleans()) else st.just("9.0")),
             memory_total=draw(st.sampled_from([1, 2])),
         )
         for i in range(draw(st.integers(0, 3)))
@@ -120,6 +126,14 @@ def may(engine: Engine, gpu: Gpu | None, runtime: InstalledRuntime, machine: Mac
         engine.runtime == "tensorrt-rtx" and not engine.compute_capabilities and engine.min_compute_capability is None
     ):
         return False
+    if engine.config is not None:
+        if engine.hardware_compatibility == "none" and engine.gpu != gpu.name:
+            return False
+        twins = [
+            g for g in machine.gpus[gpu.index :] if (g.name, g.compute_capability) == (gpu.name, gpu.compute_capability)
+        ]
+        if len(twins) <= len(engine.ranks):
+            return False
     exact = len(b) >= 3 and len(r) >= 3 and all(x == y for x, y in zip(b, r, strict=False))
     if engine.runtime == "tensorrt-rtx":
         return runtime.module == "tensorrt_rtx" and exact and (number in (8.0, 8.6, 8.9) or number >= 12)

@@ -66,10 +66,12 @@ def ours(bundle: Path, name: str, home: Path, *, measure_memory: bool) -> tuple[
         )
     meter = PeakMeter(process.pid) if measure_memory else None
     assert process.stdout is not None
-    path = process.stdout.readline().strip()
-    seconds = time.perf_counter() - start
-    peak = meter.stop() if meter else Peak(0, 0)
-    assert process.wait() == 0 and path, home.with_suffix(".log").read_text()
+    with process.stdout as out:
+        path = out.readline().strip()
+        seconds = time.perf_counter() - start
+        peak = meter.stop() if meter else Peak(0, 0)
+        process.wait()
+    assert process.returncode == 0 and path, home.with_suffix(".log").read_text()
     entry = json.loads(Path(path).with_name("entry.json").read_text())
     return seconds, peak, entry["seconds"]
 

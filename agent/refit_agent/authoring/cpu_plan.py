@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from refit_agent.authoring import wire_writer as pb
 from refit_agent.errors import PlanInvalid
 from refit_agent.refit.unpack import PlanImage
 from refit_agent.runtimes.onnxruntime_cpu import WEIGHTS_NAME, stripped_tensors
 from refit_agent.weights import OnnxWeights, WeightRef
+from refit_agent.weights import wire_writer as pb
 from refit_agent.weights.wire import BYTES, Wire
 
 #: Smaller tensors stay inside: ONNX Runtime wants shapes at hand, and dropping them would save nothing.

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refit_agent import __version__
-from refit_agent.authoring import wire_writer as pb
 from refit_agent.authoring.cpu_plan import make_cpu_plan
 from refit_agent.authoring.write_bundle import file_ref, write_manifest
 from refit_agent.errors import RuntimeMissing
 from refit_agent.machine import version_tuple
 from refit_agent.manifest import SCHEMA, App, Engine, Golden, Manifest, Model
+from refit_agent.weights import wire_writer as pb
 
 if TYPE_CHECKING:
     from refit_agent.runtimes.base import Array

@@ -20,7 +20,10 @@ class EntryFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One published engine. ``plan`` names the file to hand to a host app; ``created`` is Unix time.
+    """One published engine. ``plan`` names the file to hand to a host app, ``onnx`` the one for a host that loads
+    it through ONNX Runtime: for the CPU target the same, else a small file that points at the plan; "" where the
+    model is not an ONNX file. Of several plans ``plan`` is that of rank 0.
+    ``created`` is Unix time.
 
     ``golden_error`` is the largest relative L2 error of the check run, None if there was none.
     ``seconds`` holds the time that each phase of the refit took. ``facts`` is what the key was made
@@ -41,6 +44,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     created: float
     golden_error: float | None = None
     check: str = ""
+    onnx: str = ""
     seconds: dict[str, float] = {}
     facts: dict[str, str] = {}
 
@@ -72,6 +76,8 @@ def decode_entry(data: bytes, key: str) -> Entry | str:
     names = [f.name for f in entry.files]
     if entry.plan not in names:
         return f"{ENTRY_NAME} does not list its plan"
+    if entry.onnx not in ("", *names):
+        return f"{ENTRY_NAME} does not list its ONNX file"
     if any(name in ("", ".", "..") or not _FORBIDDEN.isdisjoint(name) for name in names):
         return f"{ENTRY_NAME} names a file outside its folder"
     return entry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from refit_agent.errors import DiskFull
 
 #: Left free beyond what an engine needs, so that filling the cache never fills the disk.
 DISK_MARGIN_BYTES = 256 << 20
+#: What has come of unfinished transfers, one file for each key (see `refit_agent.fetch`).
+PARTIAL = "partial"
+_PARTIAL_KEPT_S = 7 * 86400.0
 
 
 class Cached(NamedTuple):
@@ -62,18 +66,47 @@ def default_quota(store: Store) -> int:
     return min(32 << 30, shutil.disk_usage(existing_parent(store.root)).total // 5)
 
 
+class _Holding(NamedTuple):
+    """What takes room and may go: an entry, or what has come of an unfinished transfer."""
+
+    last_used: float
+    key: str
+    size: int
+    partial: bool
+
+
+def _holdings(store: Store) -> list[_Holding]:
+    """All of them, least recently used first."""
+    entries = [_Holding(c.last_used, c.key, c.size, partial=False) for c in list_entries(store)]
+    return sorted(entries + _partials(store))
+
+
+def _partials(store: Store) -> list[_Holding]:
+    found: list[_Holding] = []
+    for name in _listdir(f"{store.root}/{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            status = os.lstat(f"{store.root}/{PARTIAL}/{name}")
+            found.append(_Holding(status.st_mtime, name, status.st_size, partial=True))
+    return found
+
+
+def _let_go(store: Store, holding: _Holding) -> bool:
+    return (_drop_partial if holding.partial else _evict)(store, holding.key)
+
+
 def make_room(store: Store, needed_bytes: int, quota_bytes: int) -> list[str]:
     """Remove the least recently used entries until ``needed_bytes`` more fit in quota and disk.
 
-    Leased entries stay, and those that somebody is making. Gives the keys removed. A single engine
+    Unfinished transfers count, and go, like entries. What is leased stays, and what somebody is making or fetching:
+    whoever goes on with a transfer asks for the missing bytes only. Gives the keys of the entries removed. A single engine
     larger than the quota is let through, since refusing it would leave the app without any.
 
     Raises:
         DiskFull: the disk itself is too small for it even then.
     """
     removed: list[str] = []
-    entries = list_entries(store)
-    total = sum(c.size for c in entries)
+    holdings = _holdings(store)
+    total = sum(h.size for h in holdings)
     short = free_bytes(store.root) < needed_bytes + DISK_MARGIN_BYTES
     if short or total + _quarantined_bytes(store) + needed_bytes > quota_bytes:
         _empty_quarantine(store)  # before any engine that is sound
@@ -81,13 +114,14 @@ def make_room(store: Store, needed_bytes: int, quota_bytes: int) -> list[str]:
     if free + total < needed_bytes + DISK_MARGIN_BYTES:
         # Known before any engine has been removed in vain.
         raise DiskFull(path=store.root, free_bytes=free, needed_bytes=needed_bytes + DISK_MARGIN_BYTES)
-    for cached in entries:
+    for holding in holdings:
         short_of_disk = free_bytes(store.root) < needed_bytes + DISK_MARGIN_BYTES
         if total + needed_bytes <= quota_bytes and not short_of_disk:
             break
-        if _evict(store, cached.key):
-            removed.append(cached.key)
-            total -= cached.size
+        if _let_go(store, holding):
+            total -= holding.size
+            if not holding.partial:
+                removed.append(holding.key)
     free = free_bytes(store.root)
     if free < needed_bytes + DISK_MARGIN_BYTES:
         raise DiskFull(path=store.root, free_bytes=free, needed_bytes=needed_bytes + DISK_MARGIN_BYTES)
@@ -97,7 +131,7 @@ def make_room(store: Store, needed_bytes: int, quota_bytes: int) -> list[str]:
 def sweep(store: Store, *, quarantine: bool = True) -> list[str]:
     """Delete what killed processes left behind: staging folders and lock files that nobody holds.
 
-    Also empties the quarantine, unless told otherwise. Gives the paths that were deleted. Never touches a published entry.
+    Unfinished transfers too that nobody went on with for a week: half a model is gigabytes. Also empties the quarantine, unless told otherwise. Gives the paths that were deleted. Never touches a published entry.
     """
     gone: list[str] = []
     names = _listdir(f"{store.root}/{TEMPORARY}")
@@ -106,6 +140,9 @@ def sweep(store: Store, *, quarantine: bool = True) -> list[str]:
         by_key.setdefault(name.split(".", 1)[0], []).append(f"{store.root}/{TEMPORARY}/{name}")
     for name in _listdir(f"{store.root}/locks"):
         by_key.setdefault(name.removesuffix(".lock"), [])
+    for holding in _partials(store):
+        if time.time() - holding.last_used > _PARTIAL_KEPT_S:
+            by_key.setdefault(holding.key, []).append(f"{store.root}/{PARTIAL}/{holding.key}")
     for key, folders in by_key.items():
         with try_key_lock(store, key) as ours:
             if not ours:
@@ -144,14 +181,15 @@ def prune(store: Store, quota_bytes: int) -> list[str]:
     """Sweep leftovers and evict until the cache is within ``quota_bytes``; gives the keys evicted."""
     sweep(store)
     removed: list[str] = []
-    entries = list_entries(store)
-    total = sum(c.size for c in entries)
-    for cached in entries:
+    holdings = _holdings(store)
+    total = sum(h.size for h in holdings)
+    for holding in holdings:
         if total <= quota_bytes:
             break
-        if _evict(store, cached.key):
-            removed.append(cached.key)
-            total -= cached.size
+        if _let_go(store, holding):
+            total -= holding.size
+            if not holding.partial:
+                removed.append(holding.key)
     return removed
 
 
@@ -164,9 +202,22 @@ def _evict(store: Store, key: str) -> bool:
         return True
 
 
+def _drop_partial(store: Store, key: str) -> bool:
+    """Delete what has come of one transfer, unless somebody is going on with it."""
+    with try_key_lock(store, key) as ours:
+        if not ours:
+            return False
+        path = f"{store.root}/{PARTIAL}/{key}"
+        store.discard(path)
+        remove_lock_file(store, key)
+        return not os.path.lexists(path)
+
+
 def clear(store: Store) -> tuple[list[str], list[str]]:
-    """Remove every entry; gives the keys removed and those that stay because they are leased."""
+    """Remove every entry and unfinished transfer; gives the entries' keys: those removed, and those leased, which stay."""
     sweep(store)
+    for name in _listdir(f"{store.root}/{PARTIAL}"):
+        _drop_partial(store, name)
     removed: list[str] = []
     kept: list[str] = []
     for key in store.list_keys():

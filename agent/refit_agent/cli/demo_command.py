@@ -149,7 +149,7 @@ def _compare(report: _Report, bundle: Bundle, model: Model, engine: Engine) -> N
     from refit_agent.refit.golden import relative_error
 
     image = demo_input(seed=2026)
-    expected = run_model(bundle.locate(model.onnx), image)
+    expected = run_model(bundle.locate(model.require_onnx()), image)
     start = time.perf_counter()
     got = run_model(os.fspath(engine), image)
     seconds = time.perf_counter() - start

@@ -23,9 +23,7 @@ from refit_agent.machine import Machine, version_tuple
 
 Status = Literal["ok", "warn", "fail"]
 _OPTIONAL = ("onnxruntime", "tensorrt-lean-cu12", "tensorrt-lean-cu13", "tensorrt", "tensorrt-rtx")
-_KNOWN = frozenset(
-    f"REFIT_AGENT_{n}" for n in ("HOME", "CACHE_QUOTA", "RUNTIMES", "LOG_LEVEL", "DEBUG", "ALLOW_HOST_CODE")
-)
+_KNOWN = frozenset(f"REFIT_AGENT_{n}" for n in ("HOME", "CACHE_QUOTA", "RUNTIMES", "LOG_LEVEL", "DEBUG"))
 _SETTINGS = re.compile(
     r"REFIT_AGENT_|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|MODULE_LOADING)$|NVIDIA_VISIBLE_DEVICES$|"
     r"XDG_(CACHE|STATE)_HOME$|LD_LIBRARY_PATH$"
@@ -120,8 +118,6 @@ def _settings() -> Check:
         if name.startswith("REFIT_AGENT_") and name not in _KNOWN
     ]
     doubts += [f"REFIT_AGENT_RUNTIMES: there is no folder {f}" for f in os.environ.get("REFIT_AGENT_RUNTIMES", "").split(os.pathsep) if f and not os.path.isdir(f)]  # fmt: skip
-    if os.environ.get("REFIT_AGENT_ALLOW_HOST_CODE", "0") not in ("0", "1"):
-        doubts.append("REFIT_AGENT_ALLOW_HOST_CODE counts only as 1")
     if doubts:
         return Check("settings", "warn", "; ".join(doubts), lines, "Correct it, or leave it out.", dict(shown))
     return Check("settings", "ok", f"{len(shown)} in the environment" if shown else "none in the environment", lines, facts=dict(shown))  # fmt: skip

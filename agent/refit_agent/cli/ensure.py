@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from refit_agent.cli import stop
 from refit_agent.errors import RefitAgentError
-from refit_agent.provision import ensure_engine
+from refit_agent.provision import Form, ensure_engine
 from refit_agent.settings import DEFAULT_DEADLINE_S
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def ensure(
     deadline_s: float | None = None,
     retry_failed: bool = False,
     background: bool = False,
+    public_keys: tuple[str, ...] | None = None,
+    form: Form = "plan",
 ) -> Engine:
     """What `refit_agent.ensure_engine` gives, its progress shown under ``label``.
 
@@ -60,6 +62,8 @@ def ensure(
                 retry_failed=retry_failed,
                 background=background,
                 cancelled=stop.requested,
+                public_keys=public_keys,
+                form=form,
             )
     except RefitAgentError:
         # The library reports a cancelled refit as an error; it was our signal that cancelled it.

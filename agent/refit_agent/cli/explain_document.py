@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from refit_agent import paths
 from refit_agent.bundle import Bundle
@@ -19,14 +20,18 @@ from refit_agent.settings import DEFAULT_DEADLINE_S
 
 
 def explain_document(
-    bundle: str | os.PathLike[str], model: str | None = None, profile: str | None = None, target: str | None = None
+    bundle: str | os.PathLike[str],
+    model: str | None = None,
+    profile: str | None = None,
+    target: str | None = None,
+    public_keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, object], int]:
     """The document, and the exit code that it deserves: an error of one model stands in its place.
 
     Raises:
         BundleError: the bundle itself is no good, or has no such model.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, public_keys)
     models = opened.manifest.models if model is None else (opened.model(model),)
     machine = detect()
     documents: list[dict[str, object]] = []

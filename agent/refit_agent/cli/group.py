@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +21,7 @@ _COMMANDS = {
     "path": "refit_agent.cli.provision_commands:path",
     "explain": "refit_agent.cli.inspect_commands:explain",
     "verify": "refit_agent.cli.verify_command:verify",
+    "bundle": "refit_agent.cli.bundle_group:bundle",
     "gpus": "refit_agent.cli.inspect_commands:gpus",
     "cache": "refit_agent.cli.cache_commands:cache",
     "serve": "refit_agent.cli.serve_command:serve",
@@ -36,6 +37,7 @@ _EPILOG = """\b
 Exit codes: 0 done; 1 a failed check, or a fault of refit-agent; 2 usage or
 a setting; 3 the bundle; 4 GPU or driver; 5 nothing in the bundle fits this
 machine; 6 the engine could not be made; 7 cache or disk; 8 the service;
+9 the network;
 130 stopped by Ctrl+C, 143 by SIGTERM.
 
 \b
@@ -54,14 +56,23 @@ def json_option(function: Function) -> Function:
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")(function)
 
 
-class _LazyGroup(click.Group):
+class LazyGroup(click.Group):
+    """Imports a command's module when that command is invoked: one command must not pay for all.
+
+    ``places`` has the commands' names, in the order of the help, with "module:attribute" of each.
+    """
+
+    def __init__(self, *args: Any, places: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._places = places
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
-        return list(_COMMANDS)
+        return list(self._places)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
-        place = _COMMANDS.get(cmd_name)
+        place = self._places.get(cmd_name)
         if place is None:
             return None
         module, _, name = place.partition(":")
@@ -72,7 +83,8 @@ class _LazyGroup(click.Group):
 
 @click.group(
     name=_NAME,
-    cls=_LazyGroup,
+    cls=LazyGroup,
+    places=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )

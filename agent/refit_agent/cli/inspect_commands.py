@@ -10,6 +10,7 @@ import msgspec
 from refit_agent.cli import output
 from refit_agent.cli.explain_document import explain_document
 from refit_agent.cli.group import json_option
+from refit_agent.cli.public_keys import pinned_keys, public_key_option
 from refit_agent.gpu.detect import detect
 from refit_agent.machine import Gpu, Machine
 
@@ -19,8 +20,16 @@ from refit_agent.machine import Gpu, Machine
 @click.option("--model", help="This model alone; without it, every model of the bundle.")
 @click.option("--profile", help="A profile's name; without it, each model's default.")
 @click.option("--target", help="cpu, gpu, cuda:N or a GPU's UUID; without it, every target.")
+@public_key_option
 @json_option
-def explain(bundle: str, model: str | None, profile: str | None, target: str | None, as_json: bool) -> int:
+def explain(
+    bundle: str,
+    model: str | None,
+    profile: str | None,
+    target: str | None,
+    public_key: tuple[str, ...],
+    as_json: bool,
+) -> int:
     """Show what 'provision' would choose from in BUNDLE on this machine: the candidates, best first, and the
     reason for every refusal. Nothing is made.
 
@@ -28,7 +37,7 @@ def explain(bundle: str, model: str | None, profile: str | None, target: str | N
     Example:
       refit-agent explain /opt/app/bundle --model denoiser
     """
-    found, code = explain_document(bundle, model, profile, target)
+    found, code = explain_document(bundle, model, profile, target, pinned_keys(public_key))
     if as_json:
         output.emit_json(found)
         return code

@@ -14,10 +14,12 @@ from refit_agent.cli import output, stop
 from refit_agent.cli.ensure import LazyView, ensure, lazy_view
 from refit_agent.cli.group import json_option
 from refit_agent.cli.path_command import print_path
+from refit_agent.cli.public_keys import pinned_keys, public_key_option
 from refit_agent.engine import Engine
 from refit_agent.errors import RefitAgentError
 from refit_agent.gpu.detect import detect
 from refit_agent.manifest import Model
+from refit_agent.provision import Form
 from refit_agent.selection import select
 
 _ALL_TARGETS = "all"
@@ -37,6 +39,7 @@ class _Options(NamedTuple):
     deadline_s: float | None
     retry: bool
     background: bool
+    public_keys: tuple[str, ...] | None
     as_json: bool
 
 
@@ -50,6 +53,7 @@ class _Options(NamedTuple):
 @click.option("--retry", is_flag=True, help="Also try what failed on this machine before.")
 @click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Longest time for one engine.")  # fmt: skip
 @click.option("--background", is_flag=True, help="Work at idle priority.")
+@public_key_option
 @json_option
 def provision(
     bundle: str,
@@ -61,6 +65,7 @@ def provision(
     retry: bool,
     deadline: float | None,
     background: bool,
+    public_key: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Make the engines of BUNDLE ready for this machine, for instance while an app is being installed.
@@ -74,11 +79,12 @@ def provision(
     """
     if profile is not None and all_profiles:
         raise click.UsageError("--profile and --all-profiles exclude each other.")
-    opened = Bundle.open(bundle)
+    keys = pinned_keys(public_key)
+    opened = Bundle.open(bundle, keys)
     models = opened.manifest.models if model is None else (opened.model(model),)
     if weights is not None and len(models) > 1:
         raise click.UsageError("--weights belongs to one model: name it with --model.")
-    options = _Options(weights, deadline, retry, background, as_json)
+    options = _Options(weights, deadline, retry, background, keys, as_json)
     results: list[dict[str, object]] = []
     code = 0
     with lazy_view() as view:
@@ -140,6 +146,7 @@ def _provide(
             deadline_s=options.deadline_s,
             retry_failed=options.retry,
             background=options.background,
+            public_keys=options.public_keys,
         )
     except RefitAgentError as error:
         return _failed(wish, error)
@@ -195,9 +202,18 @@ def _say(result: dict[str, object], error: RefitAgentError | None) -> None:
 @click.option("--profile", help="A profile's name; without it, the model's default.")
 @click.option("--target", help=_TARGET_HELP)
 @click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Longest time to make it.")  # fmt: skip
+@click.option("--form", type=click.Choice(["plan", "onnx"]), default="plan", show_default=True, help="onnx: the file for ONNX Runtime's TensorRT execution provider.")  # fmt: skip
+@public_key_option
 @json_option
 def path(
-    bundle: str, model: str, profile: str | None, target: str | None, deadline: float | None, as_json: bool
+    bundle: str,
+    model: str,
+    profile: str | None,
+    target: str | None,
+    deadline: float | None,
+    form: Form,
+    public_key: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """Print the path of the engine of MODEL in BUNDLE, and nothing else; make it first if it is not in the cache.
 
@@ -209,4 +225,5 @@ def path(
       trt-app --engine "$(refit-agent path /opt/app/bundle denoiser)"
     """
     stop.check()
-    return print_path(bundle, model, profile, target, deadline_s=deadline, as_json=as_json)
+    keys = pinned_keys(public_key)
+    return print_path(bundle, model, profile, target, deadline_s=deadline, public_keys=keys, form=form, as_json=as_json)

@@ -9,14 +9,16 @@ import msgspec
 
 from refit_agent.cli import output
 from refit_agent.cli.group import json_option
+from refit_agent.cli.public_keys import pinned_keys, public_key_option
 from refit_agent.client.messages import BundleRecord
 from refit_agent.client.sync import ServiceClient
 
 
 @click.command(short_help="Have the service keep a bundle's engines ready.")
 @click.argument("bundle", type=click.Path())
+@public_key_option
 @json_option
-def register(bundle: str, as_json: bool) -> int:
+def register(bundle: str, public_key: tuple[str, ...], as_json: bool) -> int:
     """Register BUNDLE with the service, for instance when its app has been installed: its engines are made in the
     background, now and after a new driver or GPU, until it is unregistered. Once more does no harm.
 
@@ -24,8 +26,9 @@ def register(bundle: str, as_json: bool) -> int:
     Example:
       refit-agent register /opt/app/bundle
     """
+    keys = pinned_keys(public_key)
     with ServiceClient() as client:
-        record = client.add_bundle(bundle)
+        record = client.add_bundle(bundle, keys)
     if as_json:
         output.emit_json(msgspec.to_builtins(record))
     else:

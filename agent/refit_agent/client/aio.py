@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -76,9 +76,11 @@ class AsyncClient:
         """The registered bundles."""
         return (await self._call(calls.bundles())).bundles
 
-    async def add_bundle(self, path: str | os.PathLike[str]) -> messages.BundleRecord:
-        """Register the bundle at ``path``."""
-        return await self._call(calls.add_bundle(path))
+    async def add_bundle(
+        self, path: str | os.PathLike[str], public_keys: Sequence[str] | None = None
+    ) -> messages.BundleRecord:
+        """Register the bundle at ``path``; with ``public_keys`` one of them must have signed it."""
+        return await self._call(calls.add_bundle(path, public_keys))
 
     async def remove_bundle(self, bundle: str) -> None:
         """Forget the bundle with this id."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -58,11 +59,11 @@ def bundles() -> Call[m.BundleRecords]:
     return Call("GET", "/v1/bundles", m.BundleRecords)
 
 
-def add_bundle(path: str | os.PathLike[str]) -> Call[m.BundleRecord]:
+def add_bundle(path: str | os.PathLike[str], public_keys: Sequence[str] | None = None) -> Call[m.BundleRecord]:
     """Register the bundle at ``path``. Raises SettingInvalid for one that JSON cannot hold."""
     folder = os.path.abspath(path)
     try:
-        return Call("POST", "/v1/bundles", m.BundleRecord, {"path": folder})
+        return Call("POST", "/v1/bundles", m.BundleRecord, {"path": folder, "public_keys": public_keys})
     except UnicodeEncodeError:
         raise SettingInvalid(name="the bundle", value=folder, wanted="a path in UTF-8, as the service needs") from None
 

@@ -31,6 +31,7 @@ class EnsureRequest(msgspec.Struct, frozen=True, kw_only=True):
     background: bool = False
     ttl_s: float = 60.0
     pid: int | None = None
+    public_keys: tuple[str, ...] | None = None
 
 
 class ServiceLease(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +120,7 @@ class BundleRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     models: tuple[str, ...] = ()
     registered: float | str | None = None
+    public_keys: tuple[str, ...] | None = None
 
 
 class BundleRecords(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -108,10 +108,13 @@ class ServiceClient:
         """The registered bundles."""
         return self._call(calls.bundles()).bundles
 
-    def add_bundle(self, path: str | os.PathLike[str]) -> messages.BundleRecord:
+    def add_bundle(
+        self, path: str | os.PathLike[str], public_keys: Sequence[str] | None = None
+    ) -> messages.BundleRecord:
         """Register the bundle at ``path``: its engines are made in the background, now and after a new driver
-        or GPU. A bundle that was replaced is to be registered again."""
-        return self._call(calls.add_bundle(path))
+        or GPU. A bundle that was replaced is to be registered again. With ``public_keys`` one of them must have
+        signed it, now and whenever the service uses it."""
+        return self._call(calls.add_bundle(path, public_keys))
 
     def remove_bundle(self, bundle: str) -> None:
         """Forget the bundle with this id; engines in the cache stay until they age out."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from refit_agent.errors import DeviceFailed, GpuMemoryShort
 
 if TYPE_CHECKING:
+    from refit_agent.manifest import Plan
     from refit_agent.refit.messages import Job
 
 #: Beyond the engine's own size: CUDA's context, TensorRT's kernels, and the activations of one run.
@@ -62,9 +63,17 @@ def open_context(job: Job) -> PendingContext:
 
 def needed_bytes(job: Job) -> int:
     """GPU memory that refit and check run of this engine take at most, in bytes."""
-    engine = job.engine
-    weights = job.weights.ref.size + sum(f.ref.size for f in job.external) if engine.strip == "plan" else 0
-    return engine.plan_size + weights + _OVERHEAD_BYTES
+    # One plan after the other, each for itself.
+    return _OVERHEAD_BYTES + max(plan.plan_size + _weight_bytes(job, plan) for plan in job.engine.plans)
+
+
+def _weight_bytes(job: Job, plan: Plan) -> int:
+    """By how much the plan grows; one that was built from zeroed weights has its size already."""
+    if job.engine.strip != "plan":
+        return 0
+    if job.weights is not None:
+        return sum(f.ref.size for f in (job.weights, *job.external))
+    return sum(f.ref.size for f in job.safetensors if not plan.safetensors or f.ref.path in plan.safetensors)
 
 
 def _make_primary_context() -> tuple[int, int]:

@@ -17,24 +17,24 @@ import msgspec
 from refit_agent.cache.store import write_error
 from refit_agent.errors import Cancelled, RefitError, WorkerCrashed, WorkerTimeout, from_wire
 from refit_agent.gpu.folders import search_folders
-from refit_agent.refit.messages import Done, Event, Failed, Job, Phase, encoder, event_decoder
+from refit_agent.refit.messages import Done, Event, Failed, FetchJob, Job, Phase, encoder, event_decoder
 from refit_agent.worker import PARENT_VARIABLE
 
 #: The worker gets the parent's module search path as it stands: a host app may have built its own.
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from refit_agent.worker import main; main()"
 _LOG_TAIL_LINES = 20
 #: A runtime that prints without end must not fill the disk.
-_MAX_LOG_BYTES = 64 << 20
+MAX_LOG_BYTES = 64 << 20
 _LOG_TAIL_BYTES = 16 << 10
 _MAX_EVENT_BYTES = 1 << 20
 #: A worker may report faster than anybody listens: progress beyond this many steps is left out.
 _MOST_WAITING = 64
 #: A worker that has closed its standard output has nothing left to do but to end.
-_LAST_BREATH_S = 5.0
+LAST_BREATH_S = 5.0
 
 
 def run_worker(
-    job: Job,
+    job: Job | FetchJob,
     log_path: str,
     deadline_s: float,
     on_phase: Callable[[Phase], None],
@@ -74,17 +74,17 @@ def run_worker(
                 on_phase(event)
             elif event is _ENDED:
                 # Not for longer: one that hangs after its last word must not take the caller with it.
-                how = _how_it_ended(process, min(_LAST_BREATH_S, max(0.0, ends - time.monotonic())))
-                raise WorkerCrashed(how=how, phase=phase, log=_tail(log_path))
-            if _size(log_path) > _MAX_LOG_BYTES:
-                raise WorkerCrashed(how="endless output", phase=phase, log=_tail(log_path))
+                how = how_it_ended(process, min(LAST_BREATH_S, max(0.0, ends - time.monotonic())))
+                raise WorkerCrashed(how=how, phase=phase, log=log_tail(log_path))
+            if log_size(log_path) > MAX_LOG_BYTES:
+                raise WorkerCrashed(how="endless output", phase=phase, log=log_tail(log_path))
             # Asked after every event too: a worker that reports without a pause must not escape.
             if cancelled():
                 raise Cancelled()
             if time.monotonic() >= ends:
-                raise WorkerTimeout(seconds=round(deadline_s, 3), phase=phase, log=_tail(log_path))
+                raise WorkerTimeout(seconds=round(deadline_s, 3), phase=phase, log=log_tail(log_path))
     finally:
-        _stop(process)
+        stop_worker(process)
 
 
 class _Ended:
@@ -94,8 +94,8 @@ class _Ended:
 _ENDED = _Ended()
 
 
-def _start(job: Job, log_fd: int) -> subprocess.Popen[bytes]:
-    command = [*_interpreter(), "-c", _BOOT, *_search_path()]
+def _start(job: Job | FetchJob, log_fd: int) -> subprocess.Popen[bytes]:
+    command = [*worker_interpreter(), "-c", _BOOT, *worker_search_path()]
     try:
         return subprocess.Popen(
             command,
@@ -104,7 +104,7 @@ def _start(job: Job, log_fd: int) -> subprocess.Popen[bytes]:
             stderr=log_fd,
             # Python looks for modules in its working directory first: nobody may have planted any there.
             cwd=os.path.abspath(os.sep),
-            env=_environment(job),
+            env=worker_environment(job),
             # Its own session: Ctrl+C on the terminal reaches the parent alone, which then stops the group.
             start_new_session=True,
         )
@@ -112,7 +112,7 @@ def _start(job: Job, log_fd: int) -> subprocess.Popen[bytes]:
         raise RefitError(detail=f"The refit worker could not be started: {error}") from error
 
 
-def _interpreter() -> list[str]:
+def worker_interpreter() -> list[str]:
     """The Python to run the worker with, as shut off from its surroundings as this one.
 
     In an app that was frozen into one file ``sys.executable`` is the app itself: it would be started again.
@@ -125,13 +125,15 @@ def _interpreter() -> list[str]:
     return [named or sys.executable, *flags]
 
 
-def _search_path() -> list[str]:
+def worker_search_path() -> list[str]:
+    """Where the worker finds modules: where this process does, and this package in any case."""
     ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = search_folders()[0]
     return [*path] if ours in path else [*path, ours]
 
 
-def _environment(job: Job) -> dict[str, str]:
+def worker_environment(job: Job | FetchJob) -> dict[str, str]:
+    """This process's environment with what makes a worker small, quick and bound to its GPU."""
     env = dict(os.environ)
     env[PARENT_VARIABLE] = str(os.getpid())
     env["PYTHONUNBUFFERED"] = "1"
@@ -181,7 +183,8 @@ def _next(events: queue.SimpleQueue[Event | _Ended], ends: float) -> Event | _En
         return None
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop_worker(process: subprocess.Popen[bytes]) -> None:
+    """End a worker and its children, if they have not ended, and close its standard input."""
     # Before it is waited for: until then its number is its own, and its group can be named safely. The
     # group is stopped even if the worker has ended, since it may have left children.
     if process.returncode is None:
@@ -196,13 +199,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def _how_it_ended(process: subprocess.Popen[bytes], patience_s: float) -> str:
+def how_it_ended(process: subprocess.Popen[bytes], patience_s: float) -> str:
     """In words; leaves no worker behind that has not ended after ``patience_s`` seconds."""
     ends = time.monotonic() + patience_s
     while not _has_ended(process) and time.monotonic() < ends:
         time.sleep(0.01)
     stopped = not _has_ended(process)
-    _stop(process)
+    stop_worker(process)
     code = process.returncode
     if stopped:
         return "output that makes no sense (it was stopped)"
@@ -222,14 +225,16 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
         return True  # the host app reaps children by itself
 
 
-def _size(path: str) -> int:
+def log_size(path: str) -> int:
+    """Bytes of a worker's log. Raises CacheError: it is not there any more."""
     try:
         return os.path.getsize(path)
     except OSError as error:  # somebody deleted the cache
         raise write_error(error, path) from error
 
 
-def _tail(path: str) -> str:
+def log_tail(path: str) -> str:
+    """The last lines of a worker's log, bounded."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -30,41 +30,67 @@ class GoldenJob(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: float
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag="refit"):
     """One refit, complete: the worker asks nobody anything. All paths are absolute.
 
     ``module``, ``module_folder`` and ``module_version`` say which runtime to import from where, and what it
-    must turn out to be; ``gpu`` is the GPU's UUID, "" on the CPU. ``weights`` is the ONNX file in use. ``smoke_run`` asks for a run even without golden data, with
-    ``smoke_inputs`` if there are any. ``base`` is the bundle's own model with its external files, where
-    ``weights`` is the caller's: the two must be one graph. ``host_code_allowed`` lets the
+    must turn out to be; ``gpu`` is the GPU's UUID, "" on the CPU, as is its ``compute_capability``. ``weights`` is
+    the ONNX file in use; without one it is None, and the weights are in ``safetensors``. ``ranks`` are the paths of
+    ``engine.ranks``, and ``config`` the file of ``engine.config``. ``smoke_run`` asks for a
+    run even without golden data, with ``smoke_inputs`` if there are any. ``base`` is the bundle's own model with its
+    external files, where ``weights`` is the caller's: the two must be one graph. ``host_code_allowed`` lets the
     bundle bring code of its own (a lean runtime, a plan with host code).
     """
 
     staging: str
     plan: str
     engine: Engine
-    weights: Located
+    weights: Located | None
     external: tuple[Located, ...]
     runtime: str
     module: str
     module_folder: str
     module_version: str
     gpu: str
+    compute_capability: str = ""
     golden: tuple[GoldenJob, ...] = ()
     smoke_run: bool = False
     smoke_inputs: tuple[dict[str, Located], ...] = ()
     base: tuple[Located, ...] = ()
+    safetensors: tuple[Located, ...] = ()
+    ranks: tuple[str, ...] = ()
+    config: Located | None = None
     lean_runtime: str = ""
     host_code_allowed: bool = False
     background: bool = False
 
 
+class FetchJob(msgspec.Struct, frozen=True, kw_only=True, tag="fetch"):
+    """One file to fetch: from ``url`` into ``target``, which may hold the beginning of it already.
+
+    ``staging`` is the folder that is written to.
+    """
+
+    staging: str
+    target: str
+    url: str
+    size: int
+    sha256: str
+    background: bool = False
+    gpu: str = ""
+
+
 class Phase(msgspec.Struct, frozen=True, kw_only=True, tag="phase"):
-    """The worker is in ``phase`` and has done ``done`` of ``total`` bytes (or weights); 0 if unknown."""
+    """The worker is in ``phase`` and has done ``done`` of ``total`` bytes (or weights); 0 if unknown.
+
+    Of an engine of ``parts`` plans it is at number ``part``, from 0 on.
+    """
 
     phase: str
     done: int = 0
     total: int = 0
+    part: int = 0
+    parts: int = 1
 
 
 class FileResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +121,6 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 Event = Phase | Done | Failed
 
-job_decoder = msgspec.json.Decoder(Job)
+job_decoder: msgspec.json.Decoder[Job | FetchJob] = msgspec.json.Decoder(Job | FetchJob)
 event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 encoder = msgspec.json.Encoder()

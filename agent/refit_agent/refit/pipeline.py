@@ -10,69 +10,111 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import posixpath
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from refit_agent.digest import verify_file
-from refit_agent.errors import BundleFileMismatch, BundleFileMissing, PlanInvalid, WeightUnsupported
+import msgspec
+
+from refit_agent.digest import Identity, identity_of, require_identity, require_match, verify_file
+from refit_agent.errors import (
+    BundleFileMismatch,
+    BundleFileMissing,
+    PlanInvalid,
+    WeightsMismatch,
+    WeightUnsupported,
+)
+from refit_agent.manifest import Plan
 from refit_agent.refit.messages import Done, FileResult, Job, Located, Phase
 from refit_agent.refit.same_model import require_same_model
-from refit_agent.refit.unpack import PlanImage, unpack
+from refit_agent.refit.unpack import PlanImage, unpack_checked
 from refit_agent.refit.verify import BackgroundChecks
 from refit_agent.runtimes import load_runtime
 from refit_agent.runtimes.base import OpenedPlan, Runtime, WrittenFile
-from refit_agent.weight_map import WeightSource
+from refit_agent.weight_map import WeightSource, resolve_by_name
 from refit_agent.weights import OnnxWeights
+from refit_agent.weights.safetensors import SafetensorsWeights
 
 Report = Callable[[Phase], None]
 _REPORT_INTERVAL_S = 0.1
+#: The name that TensorRT-LLM gives to it.
+CONFIG_NAME = "config.json"
 
 
 class _Clock:
     """Seconds by phase; tells the parent when a phase begins, and several times a second how far it is."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, parts: int) -> None:
         self._report = report
         self._reported = 0.0
+        self._parts = parts
+        #: Which of them is being made; its phases come once for each.
+        self.part = 0
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        self._report(Phase(phase=name))
+        self._report(Phase(phase=name, part=self.part, parts=self._parts))
         start = time.perf_counter()
 
         def step(done: int, total: int) -> None:
             now = time.monotonic()
             if now - self._reported >= _REPORT_INTERVAL_S:
                 self._reported = now
-                self._report(Phase(phase=name, done=done, total=total))
+                self._report(Phase(phase=name, done=done, total=total, part=self.part, parts=self._parts))
 
         yield step
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def run(job: Job, report: Report) -> Done:
-    """Do one refit; the finished engine lies in ``job.staging`` when this returns.
+    """Do one refit; the finished engine lies in ``job.staging`` when this returns. Of an engine of several plans
+    each is made for itself, one after the other, and any that fails fails them all.
 
     Raises:
         RefitAgentError: of the branch that says who can act; nothing of the staging folder is to be used then.
     """
-    clock = _Clock(report)
+    clock = _Clock(report, len(job.engine.plans))
     checks = BackgroundChecks()
+    with clock.phase("start"):
+        before = _identities(job)
+        checks.start("weights", [_check_of(f, before) for f in _weight_files(job)])
+        checks.start("golden", [_check_of(f, before) for f in (*_golden_files(job), *job.base)])
+        # Its runtime is code: checked before it is used, as the plan is, which native code parses.
+        runtime = load_runtime(_with_own_runtime(job, before))
+    files: list[WrittenFile] = []
+    asked: set[str] = set()
+    for clock.part, (path, plan) in enumerate(_plans(job)):
+        written, names = _make(runtime, job, path, plan, checks, clock, before)
+        files += [_renamed(written[0], job, clock.part), *written[1:]]
+        asked |= names
+    _require_asked(asked, job)
+    with clock.phase("check") as step:
+        files += _write_config(job)
+        how, error = _check_run(runtime, job, [f"{job.staging}/{file.name}" for file in files], step)
+        # Hashing and use open a file each: an update between the two would be published under the old hash.
+        changed = [path for path, identity in _identities(job).items() if identity != before[path]]
+        if changed:
+            raise BundleFileMismatch(path=changed[0], detail="it changed while the engine was made")
+    return _done(files, runtime, how, error, clock.seconds)
+
+
+def _make(
+    runtime: Runtime,
+    job: Job,
+    path: str,
+    plan: Plan,
+    checks: BackgroundChecks,
+    clock: _Clock,
+    before: Mapping[str, Identity],
+) -> tuple[list[WrittenFile], set[str]]:
+    """Refit one plan and write it; gives what was written, the plan first, and the names of its weights."""
     with contextlib.ExitStack() as stack:
-        with clock.phase("start"):
-            before = _identities(job)
-            # The plan is parsed by native code and its runtime is code: these are checked before they are used.
-            verify_file(job.plan, job.engine)
-            if job.engine.lean_runtime is not None:
-                verify_file(job.lean_runtime, job.engine.lean_runtime)
-            checks.start("weights", [partial(verify_file, f.path, f.ref) for f in (job.weights, *job.external)])
-            checks.start("golden", [partial(verify_file, f.path, f.ref) for f in (*_golden_files(job), *job.base)])
-            runtime = load_runtime(job)
         with clock.phase("unpack") as on_bytes:
-            image = stack.enter_context(contextlib.closing(unpack(job.plan, job.engine, on_bytes)))
-            checks.start("plan", [partial(_check_plan, image, job)])
+            image = stack.enter_context(contextlib.closing(unpack_checked(path, plan, before[path], on_bytes)))
+            checks.start("plan", [partial(_check_plan, image, path, plan)])
         with clock.phase("open"):
             opened = stack.enter_context(contextlib.closing(runtime.open(image)))
         if not opened.writes_from_sources:
@@ -80,12 +122,10 @@ def run(job: Job, report: Report) -> Done:
             image.close()
         try:
             with clock.phase("map"):
-                weights = stack.enter_context(OnnxWeights(job.weights.path))
-                sources = opened.sources(weights, job.engine.weight_map)
-                _require_checked_files(weights, job)
-                if job.base:
-                    with OnnxWeights(job.base[0].path) as base:
-                        require_same_model(base, weights, {key for s in sources.values() for key in s.sources})
+                weights = _open_weights(job, plan)
+                stack.callback(weights.close)
+                sources = _sources(opened, weights, job)
+                _require_unchanged(weights, before)
             with clock.phase("refit") as on_weights:
                 _set_all(opened, sources, on_weights)
                 opened.refit()
@@ -96,19 +136,22 @@ def run(job: Job, report: Report) -> Done:
             raise
         with clock.phase("verify"):
             checks.wait()
+        names = set(sources)
         if not opened.writes_from_sources:
             # The finished plan is about to take its own size in memory: make room for it.
             sources.clear()
             weights.close()
         with clock.phase("write") as on_bytes:
-            files = opened.write(job.staging, on_bytes)
-    with clock.phase("check"):
-        how, error = _check_run(runtime, job, f"{job.staging}/{files[0].name}")
-        # Hashing and use open a file each: an update between the two would be published under the old hash.
-        changed = [path for path, identity in _identities(job).items() if identity != before[path]]
-        if changed:
-            raise BundleFileMismatch(path=changed[0], detail="it changed while the engine was made")
-    return _done(files, runtime, how, error, clock.seconds)
+            return [*opened.write(job.staging, on_bytes), *_write_context(runtime, job)], names
+
+
+def _plans(job: Job) -> list[tuple[str, Plan]]:
+    """Every plan with its place."""
+    return list(zip((job.plan, *job.ranks), job.engine.plans, strict=True))
+
+
+def _weight_files(job: Job) -> tuple[Located, ...]:
+    return job.safetensors if job.weights is None else (job.weights, *job.external)
 
 
 def _golden_files(job: Job) -> Iterator[Located]:
@@ -121,32 +164,103 @@ def _golden_files(job: Job) -> Iterator[Located]:
 
 def _identities(job: Job) -> dict[str, tuple[int, ...]]:
     """What tells each of the bundle's files from another one that takes its name, or from itself after a change."""
-    paths = [job.plan, *(f.path for f in (job.weights, *job.external, *job.base, *_golden_files(job)))]
+    paths = [job.plan, *job.ranks, *(f.path for f in (*_weight_files(job), *job.base, *_golden_files(job)))]
     if job.lean_runtime:
         paths.append(job.lean_runtime)
+    if job.config is not None:
+        paths.append(job.config.path)
     found: dict[str, tuple[int, ...]] = {}
     for path in paths:
         try:
             s = os.stat(path)
         except OSError as error:
             raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
-        found[path] = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        found[path] = identity_of(s)
     return found
 
 
-def _check_plan(image: PlanImage, job: Job) -> None:
-    expected = job.engine.plan_sha256
+def _check_of(file: Located, before: Mapping[str, Identity]) -> Callable[[], None]:
+    return partial(verify_file, file.path, file.ref, expected=before[file.path])
+
+
+def _with_own_runtime(job: Job, before: Mapping[str, Identity]) -> Job:
+    """The job with a copy of the lean runtime that the bundle brings, and the copy's hash compared: the file itself
+    may be another one when it is loaded."""
+    if job.engine.lean_runtime is None:
+        return job
+    require_identity(job.lean_runtime, os.stat(job.lean_runtime), before[job.lean_runtime])
+    copy = f"{job.staging}.lean"
+    shutil.copyfile(job.lean_runtime, copy)
+    try:
+        verify_file(copy, job.engine.lean_runtime)
+    except BundleFileMismatch as error:
+        raise BundleFileMismatch(**{**error.facts, "path": job.lean_runtime}) from error
+    return msgspec.structs.replace(job, lean_runtime=copy)
+
+
+def _require_unchanged(weights: OnnxWeights | SafetensorsWeights, before: Mapping[str, Identity]) -> None:
+    """The maps that weights are taken from are of the files whose hashes are compared, whatever has their names."""
+    if isinstance(weights, SafetensorsWeights):
+        return  # by the comparison at the end alone
+    require_identity(str(weights.path), weights.opened, before[str(weights.path)])
+    real = {os.path.realpath(path): identity for path, identity in before.items()}
+    for path, opened in weights.external_opened().items():
+        if str(path) in real and real[str(path)][:3] != opened:
+            raise BundleFileMismatch(path=str(path), detail="it changed while the engine was made")
+
+
+def _check_plan(image: PlanImage, path: str, plan: Plan) -> None:
+    expected = plan.plan_sha256
     if expected is not None and hashlib.sha256(image.view).hexdigest() != expected:
-        raise PlanInvalid(path=job.plan, detail=f"unpacked, its SHA-256 is not {expected}, which the manifest gives")
+        raise PlanInvalid(path=path, detail=f"unpacked, its SHA-256 is not {expected}, which the manifest gives")
+
+
+def _open_weights(job: Job, plan: Plan) -> OnnxWeights | SafetensorsWeights:
+    """Where the plan takes its weights from."""
+    if job.weights is not None:
+        return _open_model((job.weights, *job.external), own=bool(job.base))
+    places = {f.ref.path: f.path for f in job.safetensors}
+    return SafetensorsWeights(*(places[path] for path in plan.safetensors or places))
+
+
+def _sources(opened: OpenedPlan, weights: OnnxWeights | SafetensorsWeights, job: Job) -> dict[str, WeightSource]:
+    """Where each weight of the plan comes from: all of them, or an error."""
+    if isinstance(weights, SafetensorsWeights):
+        return resolve_by_name(opened.wanted(), weights, job.engine.weight_map)
+    sources = opened.sources(weights, job.engine.weight_map)
+    _require_checked_files(weights, job)
+    if job.base:
+        with _open_model(job.base) as base:
+            require_same_model(base, weights, {key for s in sources.values() for key in s.sources})
+    return sources
+
+
+def _require_asked(names: set[str], job: Job) -> None:
+    """An entry of the weight map that no rank's plan has a use for is a mistake, as it is for a single plan."""
+    strangers = set(job.engine.weight_map or ()) - names
+    if job.weights is None and strangers:
+        detail = "the explicit weight map has an entry for it, and no plan asks for a weight of that name"
+        raise WeightsMismatch(name=min(strangers), detail=detail)
+
+
+def _open_model(files: Sequence[Located], *, own: bool = False) -> OnnxWeights:
+    """The model whose ONNX file is the first, with its external files, which need not be beside it.
+
+    The caller's own weights are where they say that they are; their names are not the manifest's.
+    """
+    model, *external = files
+    folder = posixpath.dirname(model.ref.path) or "."
+    elsewhere = {} if own else {posixpath.relpath(f.ref.path, folder): f.path for f in external}
+    return OnnxWeights(model.path, elsewhere=elsewhere)
 
 
 def _require_checked_files(weights: OnnxWeights, job: Job) -> None:
     """Weights come from files that the manifest lists, whose hashes are checked and stand in the key, and no others."""
-    checked = {os.path.realpath(f.path) for f in (job.weights, *job.external)}
+    checked = {os.path.realpath(f.path) for f in _weight_files(job)}
     for file in weights.external_files():
         if os.path.realpath(file) not in checked:
             detail = f"it lies in {file}, which the manifest does not list among the model's external files"
-            raise WeightUnsupported(name="a weight", path=job.weights.path, detail=detail)
+            raise WeightUnsupported(name="a weight", path=str(weights.path), detail=detail)
 
 
 def _set_all(opened: OpenedPlan, sources: Mapping[str, WeightSource], on_weights: Callable[[int, int], None]) -> None:
@@ -155,7 +269,52 @@ def _set_all(opened: OpenedPlan, sources: Mapping[str, WeightSource], on_weights
         on_weights(number, len(sources))
 
 
-def _check_run(runtime: Runtime, job: Job, path: str) -> tuple[str, float | None]:
+def _write_context(runtime: Runtime, job: Job) -> list[WrittenFile]:
+    """The ONNX file that points at a TensorRT plan; the CPU target's engine is an ONNX file itself."""
+    if job.engine.runtime == "onnxruntime" or job.weights is None:
+        return []
+    from refit_agent.runtimes.ep_context import CONTEXT_NAME, context_model
+    from refit_agent.runtimes.tensorrt_plan import PLAN_NAME
+    from refit_agent.runtimes.write_file import write_durably
+
+    data = context_model(job.weights, job.engine, PLAN_NAME, runtime.version, job.compute_capability)
+    return [write_durably(f"{job.staging}/{CONTEXT_NAME}", [(0, memoryview(data))])]
+
+
+def _renamed(file: WrittenFile, job: Job, rank: int) -> WrittenFile:
+    """A plan of TensorRT-LLM's under the name that TensorRT-LLM looks for; any other as it is."""
+    if job.engine.config is None:
+        return file
+    name = f"rank{rank}.engine"
+    os.rename(f"{job.staging}/{file.name}", f"{job.staging}/{name}")
+    return file._replace(name=name)
+
+
+def _write_config(job: Job) -> list[WrittenFile]:
+    """TensorRT-LLM's description of the engine, beside the plans."""
+    if job.config is None:
+        return []
+    from refit_agent.runtimes.write_file import write_durably
+
+    path, ref = job.config.path, job.config.ref
+    with open(path, "rb") as file:
+        data = file.read(ref.size + 1)
+    written = write_durably(f"{job.staging}/{CONFIG_NAME}", [(0, memoryview(data))])
+    require_match(path, ref, written.sha256, written.size)
+    return [written]
+
+
+def _check_run(
+    runtime: Runtime, job: Job, paths: Sequence[str], on_plans: Callable[[int, int], None]
+) -> tuple[str, float | None]:
+    """How the written files ``paths`` were checked, and the largest error. The first is the plan of rank 0."""
+    if job.engine.config is not None:
+        # Its plans take a KV cache and talk to each other: only TensorRT-LLM can run them.
+        for number, path in enumerate(paths[: len(job.engine.plans)]):
+            on_plans(number, len(job.engine.plans))
+            runtime.load(path)
+        return "loaded", None
+    path = paths[0]
     from refit_agent.refit import golden  # brings NumPy, which nothing before this point waits for
 
     if job.golden:

@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
-from refit_agent.errors import PlanInvalid, RefitError
-from refit_agent.manifest import Engine
+from refit_agent.digest import Identity, hash_open, require_identity, require_match
+from refit_agent.errors import BundleFileMissing, PlanInvalid, RefitError
+from refit_agent.manifest import Plan
 
 #: A page on every machine we run on; all-zero stretches of this size cost neither time nor memory.
 _BLOCK = 64 << 10
@@ -69,8 +70,26 @@ class _XzStream:
         return 0
 
 
-def unpack(path: str, engine: Engine, on_bytes: Callable[[int, int], None] | None = None) -> PlanImage:
-    """The plan in the file ``path``, which the manifest describes by ``engine``.
+def unpack_checked(
+    path: str, plan: Plan, expected: Identity, on_bytes: Callable[[int, int], None] | None = None
+) -> PlanImage:
+    """As `unpack`, of the file that was ``expected`` there, its SHA-256 compared before a byte of it is parsed.
+
+    Raises also BundleFileMismatch, BundleFileMissing.
+    """
+    try:
+        # Hashed and unpacked through one descriptor: under the name there may be another file by then.
+        with open(path, "rb") as file:
+            require_identity(path, os.fstat(file.fileno()), expected)
+            require_match(path, plan, *hash_open(file))
+            file.seek(0)
+            return _unpack(file, path, plan, on_bytes)
+    except FileNotFoundError as error:
+        raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
+
+
+def unpack(path: str, plan: Plan, on_bytes: Callable[[int, int], None] | None = None) -> PlanImage:
+    """The plan in the file ``path``, which the manifest describes by ``plan``.
 
     An uncompressed plan is mapped in place. A compressed one is unpacked into fresh memory; stretches
     of zeros, most of a plan that was built from zeroed weights, are skipped and take no memory.
@@ -79,30 +98,33 @@ def unpack(path: str, engine: Engine, on_bytes: Callable[[int, int], None] | Non
         PlanInvalid: damaged, or another size than ``plan_size``.
         RefitError: not enough memory.
     """
-    if engine.plan_size == 0:
-        raise PlanInvalid(path=path, detail="the manifest gives it a plan_size of 0")
-    if engine.compression == "none":
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size != engine.plan_size:
-                raise PlanInvalid(path=path, detail=f"it should have {engine.plan_size} bytes")
-            return PlanImage(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    memory = _fresh_memory(path, engine.plan_size)
-    _prefer_large_pages(memory)
     with open(path, "rb") as file:
-        try:
-            if engine.compression == "zstd":
-                import zstandard
+        return _unpack(file, path, plan, on_bytes)
 
-                stream = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).stream_reader(file)
-                _fill(memory, stream, path, on_bytes)
-            else:
-                _fill(memory, _XzStream(file), path, on_bytes)
-        except (lzma.LZMAError, EOFError, ValueError) as error:
-            raise PlanInvalid(path=path, detail=f"its {engine.compression} data is damaged: {error}") from error
-        except Exception as error:
-            if type(error).__name__ != "ZstdError":
-                raise
-            raise PlanInvalid(path=path, detail=f"its {engine.compression} data is damaged: {error}") from error
+
+def _unpack(file: BinaryIO, path: str, plan: Plan, on_bytes: Callable[[int, int], None] | None) -> PlanImage:
+    if plan.plan_size == 0:
+        raise PlanInvalid(path=path, detail="the manifest gives it a plan_size of 0")
+    if plan.compression == "none":
+        if os.fstat(file.fileno()).st_size != plan.plan_size:
+            raise PlanInvalid(path=path, detail=f"it should have {plan.plan_size} bytes")
+        return PlanImage(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    memory = _fresh_memory(path, plan.plan_size)
+    _prefer_large_pages(memory)
+    try:
+        if plan.compression == "zstd":
+            import zstandard
+
+            stream = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).stream_reader(file)
+            _fill(memory, stream, path, on_bytes)
+        else:
+            _fill(memory, _XzStream(file), path, on_bytes)
+    except (lzma.LZMAError, EOFError, ValueError) as error:
+        raise PlanInvalid(path=path, detail=f"its {plan.compression} data is damaged: {error}") from error
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise PlanInvalid(path=path, detail=f"its {plan.compression} data is damaged: {error}") from error
     _map_all(memory)
     return PlanImage(path, memory)
 

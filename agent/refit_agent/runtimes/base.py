@@ -8,6 +8,7 @@
     opened.refit()
     opened.write(folder)                the finished engine, on the disk
     runtime.run(path, inputs)           the check run, from the written file
+    runtime.load(path)                  or only this, where an engine cannot be run by itself
 
 A runtime lives in the worker process only.
 """
@@ -89,3 +90,6 @@ class Runtime(Protocol):
 
         Without ``inputs`` it makes some up in the plan's own ranges, to see that the engine runs at all.
         """
+
+    def load(self, path: str) -> None:
+        """Load a finished engine from ``path`` and let it go. Raises PlanRefused or a DeviceError."""

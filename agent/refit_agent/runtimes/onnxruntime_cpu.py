@@ -8,10 +8,11 @@ to the other. The result is a complete model that any ONNX Runtime loads and map
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,17 +68,30 @@ class OnnxRuntime:
 
     def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
         """Run the finished model once, without optimising it again (which would copy the weights)."""
+        with self._refusing(path):
+            session = self._session(path)
+            feeds = dict(inputs) if inputs is not None else _made_up_inputs(session)
+            names = [output.name for output in session.get_outputs()]
+            return dict(zip(names, session.run(names, feeds), strict=True))
+
+    def load(self, path: str) -> None:
+        """Make a session of the finished model, and let it go."""
+        with self._refusing(path):
+            self._session(path)
+
+    def _session(self, path: str) -> Any:
         ort = self._module
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Prepacked copies of the weights would double the memory of a run that happens once.
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 3
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    @contextlib.contextmanager
+    def _refusing(self, path: str) -> Iterator[None]:
         try:
-            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            feeds = dict(inputs) if inputs is not None else _made_up_inputs(session)
-            names = [output.name for output in session.get_outputs()]
-            return dict(zip(names, session.run(names, feeds), strict=True))
+            yield
         except MemoryError:
             raise  # no fault of the plan's, which would be remembered
         except Exception as error:

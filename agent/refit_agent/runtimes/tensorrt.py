@@ -19,6 +19,7 @@ from refit_agent.runtimes.base import Array
 from refit_agent.runtimes.importing import import_runtime
 from refit_agent.runtimes.tensorrt_log import MessageSink, make_logger
 from refit_agent.runtimes.tensorrt_plan import OpenedEngine
+from refit_agent.runtimes.trt_llm_plugins import load_plugins
 
 if TYPE_CHECKING:
     from refit_agent.refit.messages import Job
@@ -46,13 +47,14 @@ class TensorRtRuntime:
         self._job = job
         self._trt = import_runtime(job)
         self.version = str(self._trt.__version__)
+        self._without_plugins = "" if job.engine.config is None else load_plugins()
         self._sink = MessageSink()
         self._logger = make_logger(self._trt, self._sink)
         self._runtime: Any = None
 
     def _refuse_foreign_code(self, job: Job) -> None:
         if (job.engine.host_code or job.lean_runtime) and not job.host_code_allowed:
-            detail = "it brings code of its own to run, and this is allowed only with REFIT_AGENT_ALLOW_HOST_CODE=1"
+            detail = "it brings code of its own to run, and the bundle is not signed by a key which the caller gave"
             raise PlanRefused(runtime=job.module, version="", path=job.plan, detail=detail)
 
     def _ready(self) -> Any:
@@ -105,14 +107,9 @@ class TensorRtRuntime:
 
     def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
         """Load the finished plan anew from the disk and run it once."""
-        import mmap
-
         from refit_agent.runtimes.tensorrt_run import run_engine
 
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-            engine = self._ready().deserialize_cuda_engine(memory)
-        if engine is None:
-            raise self._refused(path)
+        engine = self._load(path)
         try:
             return run_engine(self._trt, engine, inputs)
         except RuntimeError as error:
@@ -120,8 +117,26 @@ class TensorRtRuntime:
         finally:
             self._sink.flush()
 
+    def load(self, path: str) -> None:
+        """Load the finished plan anew from the disk, to see that TensorRT takes it."""
+        self._load(path)
+        self._sink.flush()
+
+    def _load(self, path: str) -> Any:
+        import mmap
+
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+            engine = self._ready().deserialize_cuda_engine(memory)
+        if engine is None:
+            raise self._refused(path)
+        return engine
+
     def _refused(self, path: str) -> PlanRefused:
         detail = self._sink.errors()
+        if self._without_plugins:
+            detail += f" (TensorRT-LLM's plugins, which it may need, are not there: {self._without_plugins})"
+            hint = "Install tensorrt-llm in the version that built the engine, where the refit worker finds it."
+            return PlanRefused(runtime=self.name, version=self.version, path=path, detail=detail, hint=hint)
         if _STUB_ERROR in detail:
             detail = f"it was built without the version-compatible flag, which {self.name} needs ({detail})"
         return PlanRefused(runtime=self.name, version=self.version, path=path, detail=detail)

@@ -44,7 +44,10 @@ def gpu_fit(engine: Engine, gpu: Gpu, machine: Machine) -> Fit | Misfit:
     place = _rtx_place(engine, gpu) if engine.runtime == "tensorrt-rtx" else _place(engine, gpu)
     if isinstance(place, Misfit):
         return place
-    found: Loader | Misfit | None = _min_driver_misfit(engine, machine.driver)
+    found: Loader | Misfit | None = _trt_llm_misfit(engine, gpu, machine, place[0])
+    if isinstance(found, Misfit):
+        return found
+    found = _min_driver_misfit(engine, machine.driver)
     if found is None:
         found = loader(engine, machine)
     if isinstance(found, Misfit):
@@ -69,6 +72,34 @@ def _place(engine: Engine, gpu: Gpu) -> tuple[Tier, str] | Misfit:
         f"built on {engine.gpu or 'an unnamed GPU'} of the same compute capability as {here}; "
         "TensorRT does not promise that it works, so it is checked first",
     )
+
+
+def _trt_llm_misfit(engine: Engine, gpu: Gpu, machine: Machine, tier: Tier) -> Misfit | None:
+    """What an engine of TensorRT-LLM wants besides: as many GPUs of one model as it has plans, ``gpu`` the first."""
+    if engine.config is None:
+        return None
+    if tier == "same-sm-unpromised":
+        return Misfit(
+            "other-gpu-model",
+            f"built on {engine.gpu}; {gpu.name} is another GPU of the same compute capability, on which TensorRT does "
+            "not promise that it works, and an engine of TensorRT-LLM cannot be run by itself to see",
+            f"{engine.gpu}",
+        )
+    count = len(engine.plans)
+    # TensorRT-LLM gives rank after rank the next GPU; a MIG slice cannot talk to another one.
+    alike = [g for g in machine.gpus if g.index >= gpu.index and _alike(g, gpu) and not g.mig]
+    if count == 1 or len(alike) >= count:
+        return None
+    return Misfit(
+        "too-few-gpus",
+        f"it is spread over {count} GPUs of one model, and from cuda:{gpu.index} on this machine has {len(alike)} "
+        f"{gpu.name} (compute capability {gpu.compute_capability})",
+        f"{count} GPUs of one model",
+    )
+
+
+def _alike(one: Gpu, other: Gpu) -> bool:
+    return _model(one.name) == _model(other.name) and one.compute_capability == other.compute_capability
 
 
 def _rtx_place(engine: Engine, gpu: Gpu) -> tuple[Tier, str] | Misfit:

@@ -18,6 +18,8 @@ Code = Literal[
     "runtime-version",
     "runtime-missing",
     "gpu-unsupported-by-runtime",
+    "too-few-gpus",
+    "other-gpu-model",
     "wrong-compute-capability",
     "wrong-os",
     "no-gpu",
@@ -30,6 +32,8 @@ CODES: tuple[Code, ...] = (
     "runtime-version",
     "runtime-missing",
     "gpu-unsupported-by-runtime",
+    "too-few-gpus",
+    "other-gpu-model",
     "wrong-compute-capability",
     "wrong-os",
     "no-gpu",
@@ -41,8 +45,9 @@ _MOST_GROUPS = 4
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """An engine that may be used. ``number`` is its place in ``model.engines``; ``target`` is "cpu" or
-    "cuda:<index>"; ``runtime`` is what loads it. ``needs_check`` asks for a check run before the engine is
-    published: nobody promises that it works here. ``reason`` says in words why it stands where it does."""
+    "cuda:<index>", the first GPU of an engine that needs several; ``runtime`` is what loads it. ``needs_check``
+    asks for a check run before the engine is published: nobody promises that it works here. ``reason`` says in
+    words why it stands where it does."""
 
     engine: Engine
     number: int

@@ -1,4 +1,4 @@
-"""The weights of an ONNX file, read without the onnx package; start at OnnxWeights."""
+"""The weights of an ONNX file, read without the onnx package, or of safetensors files; start at OnnxWeights."""
 
 from __future__ import annotations
 

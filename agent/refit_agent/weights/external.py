@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import posixpath
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from refit_agent.errors import OnnxExternalMissing, OnnxUnsafePath
@@ -63,11 +65,13 @@ class ExternalFiles:
     Args:
         model: path of the model, for errors.
         root: the folder that locations are relative to and may not leave.
+        elsewhere: files that the caller vouches for, absolute paths by location, wherever they are.
     """
 
-    def __init__(self, model: str, root: str) -> None:
+    def __init__(self, model: str, root: str, elsewhere: Mapping[str, str] | None = None) -> None:
         self._model = model
         self._root = root
+        self._elsewhere = elsewhere or {}
         self._real_root: str | None = None
         self._files: dict[str, ExternalFile] = {}
 
@@ -84,6 +88,16 @@ class ExternalFiles:
         reason = unsafe_reason(location)
         if reason:
             raise OnnxUnsafePath(path=self._model, offset=at, location=location, detail=reason)
+        path = self._place(location, at)
+        handle, info = self.open(location, path, at)
+        os.close(handle)
+        found = self._files[location] = ExternalFile(self, location, path, info)
+        return found
+
+    def _place(self, location: str, at: int) -> Path:
+        given = self._elsewhere.get(posixpath.normpath(location))
+        if given is not None:
+            return Path(os.path.realpath(given))
         if self._real_root is None:
             self._real_root = os.path.realpath(self._root)
         try:
@@ -95,11 +109,7 @@ class ExternalFiles:
             raise OnnxUnsafePath(
                 path=self._model, offset=at, location=location, detail="leads out of the folder through a symbolic link"
             )
-        path = Path(real)
-        handle, info = self.open(location, path, at)
-        os.close(handle)
-        found = self._files[location] = ExternalFile(self, location, path, info)
-        return found
+        return Path(real)
 
     def open(self, location: str, path: Path, at: int) -> tuple[int, os.stat_result]:
         """A descriptor of a regular file, which the caller closes, and its facts."""
@@ -114,6 +124,14 @@ class ExternalFiles:
 
     def missing(self, location: str, at: int, detail: str) -> OnnxExternalMissing:
         return OnnxExternalMissing(path=self._model, offset=at, location=location, detail=detail)
+
+    def locations(self) -> dict[str, Path]:
+        """The real paths by normalized location of the files found so far."""
+        return {posixpath.normpath(location): file.path for location, file in self._files.items()}
+
+    def opened(self) -> dict[Path, tuple[int, int, int]]:
+        """Device, inode and size of each file when it was found; another one is never mapped in its place."""
+        return {file.path: file.identity for file in self._files.values()}
 
     def paths(self) -> tuple[Path, ...]:
         """The real paths of the files found so far."""

@@ -41,10 +41,15 @@ class OnnxWeights(Mapping[str, WeightRef]):
     in nested graphs and functions that hold tensors; a top-level tensor's type, shape and payload are
     checked when its reference is made, the nodes' contents when ``model`` is read.
 
+    Attributes:
+        path: where the model was opened.
+        opened: what the system said of the very file that is mapped, which may have lost its name since.
+
     Args:
         path: the model.
         external_root: folder that external data locations are relative to and must stay in; by
             default the model's own.
+        elsewhere: external files that lie somewhere else: absolute paths by location, without "." and "..".
 
     Raises:
         BundleFileMissing: the model cannot be opened.
@@ -54,14 +59,21 @@ class OnnxWeights(Mapping[str, WeightRef]):
     Any thread may use one object; ``close()`` must come last. Arrays stay valid after it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, external_root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_root: str | os.PathLike[str] | None = None,
+        elsewhere: Mapping[str, str] | None = None,
+    ) -> None:
         text = os.fspath(path)
         self.path = Path(text)
         self._lock = threading.RLock()
-        self._map: mmap.mmap | None = _map_model(text)
+        self._map: mmap.mmap | None
+        self._map, self.opened = _map_model(text)
         try:
             root = os.path.dirname(text) or "." if external_root is None else os.fspath(external_root)
-            self._external = ExternalFiles(text, root)
+            self._external = ExternalFiles(text, root, elsewhere)
             self._wire = Wire(self._map, text)
             self._tensors = TensorReader(self._wire, self.path, self._external, self)
             self._reader = GraphReader(self._wire, self._tensors)
@@ -150,6 +162,16 @@ class OnnxWeights(Mapping[str, WeightRef]):
         """The external files that the references made so far lie in; after ``model`` was read, all there are."""
         with self._lock:
             return self._external.paths()
+
+    def external_opened(self) -> dict[Path, tuple[int, int, int]]:
+        """Device, inode and size of each external file that was found so far."""
+        with self._lock:
+            return self._external.opened()
+
+    def external_locations(self) -> dict[str, Path]:
+        """The same files by the locations that the model names, without "." in them."""
+        with self._lock:
+            return self._external.locations()
 
     def close(self) -> None:
         """Release the maps that no array uses; references can make no more arrays."""
@@ -259,7 +281,7 @@ class OnnxWeights(Mapping[str, WeightRef]):
             )
 
 
-def _map_model(path: str) -> mmap.mmap:
+def _map_model(path: str) -> tuple[mmap.mmap, os.stat_result]:
     try:
         handle, info = open_regular(path)
     except OSError as error:
@@ -269,7 +291,7 @@ def _map_model(path: str) -> mmap.mmap:
     try:
         if info.st_size == 0:
             raise OnnxMalformed(path=path, offset=0, detail="it is empty")
-        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ), info
     except OSError as error:
         raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
     finally:

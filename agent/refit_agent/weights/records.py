@@ -47,7 +47,8 @@ class WeightRef:
         key: its key in the OnnxWeights mapping; "" for a tensor in an attribute of another node,
             which the mapping does not list.
         scope: readable unique path of the graph or function that defines it, "" at top level.
-        kind: "initializer", "constant" (Constant node), "sparse" or "attribute" (see ``key``).
+        kind: "initializer", "constant" (Constant node), "sparse" or "attribute" (see ``key``); "tensor" in a
+            safetensors file.
         file: the file that holds the payload: the model, or an external data file.
         offset: byte offset of the payload in ``file``; of its first chunk if there are several.
         nbytes: bytes of the decoded payload; for "sparse", of the values; for strings, of all of them.

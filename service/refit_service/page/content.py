@@ -130,7 +130,7 @@ def survey(service: Service, records: tuple[BundleRecord, ...]) -> Parts:
 
 def _bundle(record: BundleRecord, machine: Machine) -> ShownBundle:
     try:
-        opened = Bundle.open(record.path)
+        opened = Bundle.open(record.path, record.public_keys)
     except RefitAgentError as error:
         return ShownBundle(record=record, error=describe(error))
     return ShownBundle(record=record, models=tuple(_model(opened, model, machine) for model in opened.manifest.models))
@@ -139,7 +139,7 @@ def _bundle(record: BundleRecord, machine: Machine) -> ShownBundle:
 def _model(opened: Bundle, model: Model, machine: Machine) -> ShownModel:
     try:
         selection = select(opened.manifest, model, None, machine)
-        choices = tuple(_choice(group, model, selection, machine) for group in _groups(selection, machine))
+        choices = tuple(_choice(opened, group, model, selection, machine) for group in _groups(selection, machine))
     except RefitAgentError as error:
         return ShownModel(name=model.name, error=describe(error))
     return ShownModel(name=model.name, choices=choices, refusals=_refusals(selection))
@@ -157,12 +157,12 @@ def _groups(selection: Selection, machine: Machine) -> list[list[Candidate]]:
     return groups or ([on_cpu] if on_cpu else [])
 
 
-def _choice(group: list[Candidate], model: Model, selection: Selection, machine: Machine) -> Choice:
+def _choice(opened: Bundle, group: list[Candidate], model: Model, selection: Selection, machine: Machine) -> Choice:
     """What `ensure_engine` would take: the first that has not failed before."""
     attempts: list[Attempt] = []
     documents = [candidate_document(c, model, selection.profile, machine) for c in group]
     for number, (candidate, document) in enumerate(zip(group, documents, strict=True)):
-        foreign = foreign_code(candidate)
+        foreign = foreign_code(candidate, opened)
         failed = document["failed_before"] if foreign is None else describe(foreign)
         if failed is None or (foreign is None and document["cached"]):
             return Choice(chosen=document, attempts=tuple(attempts), rest=tuple(documents[number + 1 :]))

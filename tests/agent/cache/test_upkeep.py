@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,41 @@ def test_leftovers_of_killed_processes_are_swept_and_those_of_living_ones_are_no
     sweep(store)
     assert os.listdir(f"{store.root}/tmp") == []
     assert not os.path.exists(lock_path(store, busy))
+
+
+def _half(store: Store, number: int, size: int, age_s: float = 0.0) -> Path:
+    """What has come of an unfinished transfer."""
+    store.prepare()
+    path = Path(store.root, "partial", key_of(number))
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(size))
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def test_unfinished_transfers_count_and_go_like_entries(store: Store) -> None:
+    """In the order of last use; one that somebody goes on with stays."""
+    old, busy = _half(store, 1, 1000, age_s=3600), _half(store, 2, 1000, age_s=7200)
+    entry = put(store, 3, used=time.time() - 60)
+    quota = _size(store) + 2000
+    with key_lock(store, key_of(2), 0):
+        assert make_room(store, 0, quota) == [] and old.exists()
+        assert make_room(store, 1, quota) == [] and not old.exists()
+        assert make_room(store, 1001, quota) == [entry]
+        assert prune(store, 0) == [] and clear(store) == ([], []) and busy.exists()
+    assert prune(store, 0) == [] and not busy.exists()
+
+
+def test_unfinished_transfers_are_swept_after_a_week_and_cleared_at_once(store: Store) -> None:
+    """But not under the hands of somebody who goes on with one."""
+    old, busy, new = (_half(store, n, 10, age_s=days * 86400) for n, days in ((1, 8), (2, 8), (3, 6)))
+    with key_lock(store, key_of(2), 0):
+        assert sweep(store) == [str(old)]
+        assert busy.exists() and new.exists()
+        clear(store)
+        assert busy.exists() and not new.exists()
+    assert sweep(store) == [str(busy)]
+    assert os.listdir(f"{store.root}/locks") == []
 
 
 def test_sweeping_a_cache_that_does_not_exist_does_nothing(store: Store) -> None:

@@ -52,3 +52,23 @@ def test_no_bundle(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text("{")
     ran = cli("verify", tmp_path, "--json")
     assert ran.code == 3 and ran.document["error"]["code"] == "manifest-invalid"
+
+
+def test_weights_that_are_elsewhere_are_no_fault(cli: Cli, edited: Edit) -> None:
+    """Said by name, with where they are; those that are here are compared."""
+    url = "https://cdn.example.org/classifier.onnx"
+    away = edited(lambda manifest: manifest["models"][0]["onnx"].update(url=url))
+    assert "ok    classifier/classifier.onnx" in cli("verify", away).out
+    (away / "classifier" / "classifier.onnx").unlink()
+    ran = cli("verify", away)
+    assert ran.code == 0 and f"away  classifier/classifier.onnx, fetched from {url}" in ran.out
+    assert [f.get("elsewhere") for f in cli("verify", away, "--json").document["files"]].count(url) == 1
+
+
+def test_the_query_of_a_url_is_not_shown(cli: Cli, edited: Edit) -> None:
+    """It may be a token, and reports are passed on."""
+    url = "https://cdn.example.org/c.onnx?token=secret"
+    away = edited(lambda manifest: manifest["models"][0]["onnx"].update(url=url))
+    (away / "classifier" / "classifier.onnx").unlink()
+    for ran in (cli("verify", away), cli("verify", away, "--json")):
+        assert ran.code == 0 and "https://cdn.example.org/c.onnx" in ran.out and "secret" not in ran.out

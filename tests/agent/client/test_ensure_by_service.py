@@ -148,7 +148,7 @@ def test_the_service_is_told_targets_that_mean_the_same_there(
 def test_what_brings_code_of_its_own_is_not_the_service_s_to_allow(
     serve: Serve, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """REFIT_AGENT_ALLOW_HOST_CODE counts in the process that sets it, one way and the other."""
+    """Whether the bundle is trusted is known to the process that was given its key."""
     engine = {"runtime": "tensorrt", "built_with": "10.16.1.11", "version_compatible": True, "os": ["linux"], "compute_capabilities": ["8.9"], "host_code": True}  # fmt: skip
     edit(bundle, lambda d: model_of(d)["engines"].append(model_of(d)["engines"][0] | engine))
     monkeypatch.setattr("refit_agent.provision.detect", lambda home=None, fresh=False: _machine(7))

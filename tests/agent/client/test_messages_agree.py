@@ -36,7 +36,7 @@ ANSWERS: dict[type[msgspec.Struct], type[msgspec.Struct]] = {
 #: What the service takes -> the call that says it, from the same values.
 REQUESTS: dict[type[msgspec.Struct], Any] = {
     protocol.RenewRequest: lambda ttl_s: calls.renew("lease", ttl_s),
-    protocol.RegisterRequest: lambda path: calls.add_bundle(path),
+    protocol.RegisterRequest: calls.add_bundle,
     protocol.VerifyRequest: lambda keys: calls.verify_cache(None if keys is None else list(keys)),
     protocol.PruneRequest: lambda max_bytes: calls.prune_cache(max_bytes),
 }

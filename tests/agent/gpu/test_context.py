@@ -5,13 +5,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fakes_tensorrt import build_driver
 from refit_agent.errors import DeviceFailed, GpuMemoryShort
 from refit_agent.gpu import context
 from refit_agent.gpu.context import needed_bytes, open_context
-from refit_agent.manifest import Engine, FileRef
+from refit_agent.manifest import Engine, FileRef, Plan
 from refit_agent.refit.messages import Job, Located
 
 _HASH = "0" * 64
@@ -106,6 +107,19 @@ def test_short_memory_is_told_to_the_byte(driver: list[str], monkeypatch: pytest
     assert info.value.facts == {"gpu": "GPU-1", "free_bytes": needed - 7, "needed_bytes": needed, "short_bytes": 7}
     monkeypatch.setenv("FAKE_CUDA_FREE", str(needed))
     open_context(job()).wait()
+
+
+@pytest.mark.parametrize(("strip", "needed"), [("plan", 500 + 70), ("zeros", 1000)])
+def test_of_several_plans_the_largest_counts(strip: str, needed: int) -> None:
+    """They are made one after the other, each from its own files."""
+    files = {"a": 7, "b": 30, "c": 40}
+    located = tuple(Located(path=p, ref=FileRef(path=p, size=s, sha256=_HASH)) for p, s in files.items())
+    first = job(strip, plan_size=100 if strip == "plan" else 1000)
+    rank = Plan(path="r", size=1, sha256=_HASH, plan_size=500, safetensors=("b", "c"))
+    whole = Plan(path="r", size=1, sha256=_HASH, plan_size=300)
+    engine = msgspec.structs.replace(first.engine, safetensors=("a",), ranks=(rank, whole))
+    spread = msgspec.structs.replace(first, engine=engine, weights=None, safetensors=located, ranks=("/r", "/r"))
+    assert needed_bytes(spread) == needed + _OVERHEAD
 
 
 @pytest.mark.parametrize(("strip", "needed"), [("plan", 1000 + 300 + 20 + 3), ("zeros", 1000), ("none", 1000)])

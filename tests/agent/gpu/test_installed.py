@@ -115,7 +115,7 @@ def test_which_folders_are_searched(tmp_path: Path) -> None:
 
 def test_the_worker_gets_what_was_searched() -> None:
     """Otherwise a runtime is found here and not there, or the other way round, at every launch."""
-    given = launch._search_path()
+    given = launch.worker_search_path()
     assert given[: len(search_folders()[0])] == list(search_folders()[0])
 
 

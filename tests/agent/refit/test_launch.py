@@ -129,7 +129,7 @@ def test_a_worker_that_breaks_the_protocol_and_goes_on_is_stopped(
     job: Job, tmp_path: Path, evil_runtime: Install, nonsense: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller does not wait for it beyond a moment, let alone beyond the deadline."""
-    monkeypatch.setattr("refit_agent.refit.launch._LAST_BREATH_S", 0.3)
+    monkeypatch.setattr("refit_agent.refit.launch.LAST_BREATH_S", 0.3)
     pids = tmp_path / "pids"
     find = "fd = next(f for f in range(3, 30) if os.path.realpath(f'/proc/self/fd/{f}').startswith('/proc') and 'pipe' in os.readlink(f'/proc/self/fd/{f}') and os.access(f'/proc/self/fd/{f}', os.W_OK) and (__import__('fcntl').fcntl(f, 3) & 3) == 1)\n"
     evil_runtime(_tells_pids(pids) + find + nonsense + "\ntime.sleep(300)")
@@ -237,9 +237,8 @@ def test_running_out_of_memory_is_said_in_words(job: Job, tmp_path: Path, evil_r
 
 def test_a_file_that_vanished_before_it_was_opened_is_missing(job: Job, tmp_path: Path, evil_runtime: Install) -> None:
     """As it would be if it had been missing from the beginning."""
-    code = (
-        "from refit_agent.refit import pipeline\npipeline.OnnxWeights = lambda *_: open('/opt/app/bundle/model.onnx')\n"
-    )
+    vanish = "lambda *_, **__: open('/opt/app/bundle/model.onnx')"
+    code = f"from refit_agent.refit import pipeline\npipeline.OnnxWeights = {vanish}\n"
     evil_runtime(code + REAL)
     with pytest.raises(BundleFileMissing, match=r"/opt/app/bundle/model\.onnx"):
         run(job, tmp_path)

@@ -27,7 +27,7 @@ from refit_agent.errors import (
     WeightUnsupported,
 )
 from refit_agent.manifest import FileRef
-from refit_agent.refit.messages import Done, Phase
+from refit_agent.refit.messages import Done, Job, Phase
 from refit_agent.refit.pipeline import run
 
 
@@ -177,10 +177,15 @@ def test_a_plan_that_is_refused_says_so_while_its_hash_is_still_being_taken(
     from refit_agent.refit import pipeline
 
     class Slow:
-        def __init__(self, view: memoryview) -> None:
+        def __init__(self, view: memoryview | None = None) -> None:
+            if view is None:
+                return
             held = struct.iter_unpack("B", view)  # as hashlib holds it
             time.sleep(0.3)
             del held
+
+        def update(self, data: memoryview) -> None:
+            pass
 
         def hexdigest(self) -> str:
             return ""
@@ -190,10 +195,50 @@ def test_a_plan_that_is_refused_says_so_while_its_hash_is_still_being_taken(
         raise PlanRefused(runtime="r", version="v", path="p", detail="no such plan")
 
     monkeypatch.setattr(pipeline.hashlib, "sha256", Slow)
-    monkeypatch.setattr(pipeline, "verify_file", lambda *_: None)
+    monkeypatch.setattr(pipeline, "verify_file", lambda *_, **__: None)
+    monkeypatch.setattr("refit_agent.refit.unpack.require_match", lambda *_: None)
     monkeypatch.setattr("refit_agent.runtimes.onnxruntime_cpu.OnnxRuntime.open", refuse)
     with pytest.raises(PlanRefused, match="no such plan"):
         refit(bundle, tmp_path)
+
+
+def test_beside_a_plan_lies_an_onnx_file_that_points_at_it(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reported like every file of the engine, and last; the plan is the first."""
+    from refit_agent.refit import pipeline
+    from refit_agent.runtimes.base import WrittenFile
+    from refit_agent.runtimes.onnxruntime_cpu import OnnxRuntime
+
+    def load(job: Job) -> OnnxRuntime:
+        runtime = OnnxRuntime(job)
+        open_plan = runtime.open
+
+        def opened(image: object) -> object:
+            plan = open_plan(image)  # type: ignore[arg-type]
+            write = plan.write
+
+            def renamed(folder: str, on_bytes: object) -> list[WrittenFile]:
+                first = write(folder, on_bytes)[0]  # type: ignore[arg-type]
+                os.rename(f"{folder}/{first.name}", f"{folder}/engine.plan")
+                return [first._replace(name="engine.plan")]
+
+            monkeypatch.setattr(plan, "write", renamed)
+            return plan
+
+        monkeypatch.setattr(runtime, "open", opened)
+        monkeypatch.setattr(runtime, "run", lambda *_: {})
+        return runtime
+
+    monkeypatch.setattr(pipeline, "load_runtime", load)
+    job = job_for(bundle, tmp_path / "staging", compute_capability="12.0", golden=(), smoke_run=False)
+    engine = msgspec.structs.replace(job.engine, runtime="tensorrt")
+    done = run(msgspec.structs.replace(job, engine=engine), lambda _: None)
+    assert [f.name for f in done.files] == ["engine.plan", "context.onnx"]
+    data = (tmp_path / "staging" / "context.onnx").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == done.files[1].sha256
+    attributes = {a.name: a.s for a in onnx.load_from_string(data).graph.node[0].attribute}
+    assert (attributes["ep_cache_context"], attributes["hardware_architecture"]) == (b"engine.plan", b"120")
 
 
 def test_progress_does_not_flood_the_parent(tmp_path: Path) -> None:
@@ -204,3 +249,27 @@ def test_progress_does_not_flood_the_parent(tmp_path: Path) -> None:
     run(job_for(root, tmp_path / "staging"), events.append)
     assert [e.phase for e in events if (e.done, e.total) == (0, 0)] == list(dict.fromkeys(e.phase for e in events))
     assert len(events) < 20
+
+
+@pytest.mark.parametrize("moment", ["_open_weights", "unpack_checked"])
+def test_a_folder_exchanged_for_a_moment_changes_nothing_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The files are back under their names, with their times, before anybody looks again."""
+    from refit_agent.refit import pipeline
+
+    sound, other = make_bundle(tmp_path / "bundle"), make_bundle(tmp_path / "other", seed=5)
+    before = getattr(pipeline, moment)
+
+    def exchanged(*args: Any) -> Any:
+        os.rename(sound, tmp_path / "aside")
+        os.rename(other, sound)
+        try:
+            return before(*args)
+        finally:
+            os.rename(sound, other)
+            os.rename(tmp_path / "aside", sound)
+
+    monkeypatch.setattr(pipeline, moment, exchanged)
+    with pytest.raises(BundleFileMismatch, match="changed while"):
+        run(job_for(sound, tmp_path / "staging", golden=()), lambda _: None)

@@ -215,7 +215,7 @@ def test_a_whole_plan_needs_no_refit(bench: Bench) -> None:
 def test_code_from_the_bundle_is_refused_unless_allowed(bench: Bench, changes: dict[str, Any]) -> None:
     """Neither loaded nor is the GPU touched; the error names the setting that allows it."""
     module = FakeTensorRt()
-    with pytest.raises(PlanRefused, match="REFIT_AGENT_ALLOW_HOST_CODE=1"):
+    with pytest.raises(PlanRefused, match="not signed"):
         bench.runtime(bench.job(plan(), **changes), module)
     assert bench.contexts == []
     assert module.state.runtimes == []

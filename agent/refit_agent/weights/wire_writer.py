@@ -53,7 +53,7 @@ def external_tensor(name: str, dtype: str, shape: Sequence[int], location: str, 
     return tensor_head(name, dtype, shape) + pairs + integer(14, 1)
 
 
-_FLOAT, _INT, _INTS = 1, 2, 7
+_FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7
 
 
 def attribute(name: str, value: float | int | Sequence[int]) -> bytes:
@@ -63,6 +63,11 @@ def attribute(name: str, value: float | int | Sequence[int]) -> bytes:
     if isinstance(value, int):
         return text(1, name) + integer(3, value) + integer(20, _INT)
     return text(1, name) + b"".join(integer(8, v) for v in value) + integer(20, _INTS)
+
+
+def text_attribute(name: str, value: str) -> bytes:
+    """An AttributeProto with a string."""
+    return text(1, name) + text(4, value) + integer(20, _STRING)
 
 
 def node(
