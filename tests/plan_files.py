@@ -16,6 +16,8 @@ from refit_agent.authoring.build.record import BuildRecord, RecordedFile, record
 from refit_agent.authoring.engine_facts import EngineFacts
 from refit_agent.authoring.new_bundle import init_bundle
 from refit_agent.authoring.new_model import add_model
+from refit_agent.manifest import FileRef
+from refit_agent.refit.messages import Located
 
 MAGIC = {"tensorrt": b"ftrt", "tensorrt-rtx": b"vtrt"}
 #: What must be said of a plan of TensorRT 10 that has no record.
@@ -116,3 +118,8 @@ def tree(root: Path) -> dict[str, bytes]:
             else:
                 found[str(path.relative_to(root))] = b"(folder)"
     return found
+
+
+def located(path: Path) -> Located:
+    """A file as the worker gets it, under a name that need not be its own."""
+    return Located(path=str(path), ref=FileRef(path=path.name, size=1, sha256="0" * 64))

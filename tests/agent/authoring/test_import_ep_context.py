@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from bundles import MODEL, SIZE, make_bundle, make_onnx, python
 from foreign_plans import require_sound, selected
-from plan_files import plan_bytes, tree
+from plan_files import located, plan_bytes, tree
 from refit_agent.authoring.engine_facts import EngineFacts
 from refit_agent.authoring.errors import EngineRefused, FactsMissing, ImportRefused, SourceUnreadable
 from refit_agent.authoring.import_ep_context import import_context_model, know_context_model
@@ -110,7 +110,7 @@ def test_what_our_own_exporter_writes(bundle: Path, folder: Path) -> None:
     """The way back of runtimes.ep_context."""
     (folder / "engine.plan").write_bytes(plan_bytes())
     engine = Engine(path="p", size=1, sha256="0" * 64, plan_size=1, runtime="tensorrt", built_with="10.16.1")
-    data = context_model(str(folder / "mlp.onnx"), engine, "engine.plan", "10.16.1.11", "8.9")
+    data = context_model(located(folder / "mlp.onnx"), engine, "engine.plan", "10.16.1.11", "8.9")
     (folder / "context.onnx").write_bytes(data)
     made = import_context_model(bundle, MODEL, folder / "context.onnx", WHOLE)
     assert selected(bundle, MODEL).candidates[0].engine == made.added.engine

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from foreign_plans import build_result, ordinary, require_sound, selected, trtexec_log
-from plan_files import plan_bytes, tree
+from plan_files import located, plan_bytes, tree
 from refit_agent.manifest import Engine
 from refit_agent.runtimes.ep_context import context_model
 from trt_llm_folders import GPU, weights_of, write_checkpoint, write_engine
@@ -39,7 +39,7 @@ def context(own: Path, tmp_path: Path) -> Path:
     shutil.copy(own / "classifier" / "classifier.onnx", folder)
     (folder / "a.stripped.engine").write_bytes(plan_bytes())
     engine = Engine(path="p", size=1, sha256="0" * 64, plan_size=1, runtime="tensorrt", built_with="10.16.1")
-    data = context_model(str(folder / "classifier.onnx"), engine, "a.stripped.engine", "10.16.1.11", "8.9")
+    data = context_model(located(folder / "classifier.onnx"), engine, "a.stripped.engine", "10.16.1.11", "8.9")
     (folder / "classifier_ctx.onnx").write_bytes(data)
     return folder / "classifier_ctx.onnx"
 
