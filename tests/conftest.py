@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bundles import make_bundle, shim
+from settings_files import SettingsFiles
 
 _SCRUBBED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CACHE_DIRECTORY", "STATE_DIRECTORY", "XDG_CACHE_HOME", "XDG_STATE_HOME")  # fmt: skip
 
@@ -21,7 +22,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     root = tmp_path / "home"
     monkeypatch.setenv("REFIT_AGENT_HOME", str(root))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return root
+
+
+@pytest.fixture
+def files(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> SettingsFiles:
+    """Settings files of the test's own, and a machine without any others."""
+    return SettingsFiles(tmp_path / "files").use(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-# ruff: noqa: N801, N802, N815  the names are CUDA's
+# ruff: noqa: N802  the names are CUDA's
 """Stand-ins at the runtime seam: a TensorRT module, CUDA's runtime and driver, and plans that they take.
 
 They behave as TensorRT is documented and as it was measured, its treachery included: a refit succeeds
@@ -394,11 +394,11 @@ def _engine_class(module: FakeTensorRt) -> type:
 
 
 def write_package(folder: Path, name: str = "tensorrt", version: str = "10.16.1.11", **faults: Any) -> Path:
-    """A folder for a worker's search path: the module ``name``, and ``cuda.bindings.runtime``."""
+    """A folder for a worker's search path: the module ``name``, and ``cuda.bindings.driver``."""
     for path, code in {
         f"{name}/__init__.py": f"import sys\nimport fakes_tensorrt as f\nsys.modules[__name__] = f.FakeTensorRt({name!r}, {version!r}, **{faults!r})\n",
         "cuda/__init__.py": "",
-        "cuda/bindings/__init__.py": "import fakes_tensorrt as f\nruntime = f.FakeCuda()\n",
+        "cuda/bindings/__init__.py": "import fakes_tensorrt as f\ndriver = f.FakeCuda()\n",
     }.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(code)
@@ -409,18 +409,16 @@ def write_package(folder: Path, name: str = "tensorrt", version: str = "10.16.1.
 
 
 class FakeCuda:
-    """``cuda.bindings.runtime`` over host memory. ``fail`` names calls that report error 2.
+    """``cuda.bindings.driver`` over host memory. ``fail`` names calls that report error 2.
 
-    ``live`` holds what is allocated, ``made`` every address ever given, ``streams`` the streams that exist.
+    ``live`` holds what is allocated, ``made`` every address ever given, ``streams`` the streams that exist,
+    ``retained`` how often the primary context is held. What is copied to the host is there after the stream was
+    waited for, and not before.
     """
 
-    class cudaMemcpyKind(enum.IntEnum):
-        cudaMemcpyHostToDevice = 1
-        cudaMemcpyDeviceToHost = 2
-
-    class cudaError_t(enum.IntEnum):
-        cudaSuccess = 0
-        cudaErrorMemoryAllocation = 2
+    class CUresult(enum.IntEnum):
+        CUDA_SUCCESS = 0
+        CUDA_ERROR_OUT_OF_MEMORY = 2
 
     def __init__(self, *fail: str) -> None:
         self.fail = fail
@@ -428,52 +426,103 @@ class FakeCuda:
         self.made: list[int] = []
         self.streams: set[int] = set()
         self.synchronized: list[int] = []
+        self.retained = 0
+        self.current: Any = None
+        self._coming: list[tuple[int, int, int]] = []
 
     def _answer(self, call: str, *values: Any) -> tuple[Any, ...]:
         if call in self.fail:
-            return (self.cudaError_t(2), *(None for _ in values))
-        return (self.cudaError_t(0), *values)
+            return (self.CUresult(2), *(None for _ in values))
+        return (self.CUresult(0), *values)
 
-    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+    def cuInit(self, flags: int) -> tuple[Any, ...]:
+        assert flags == 0
+        return self._answer("cuInit")
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:
+        return self._answer("cuDeviceGet", f"device {ordinal}")
+
+    def cuDevicePrimaryCtxRetain(self, device: Any) -> tuple[Any, ...]:
+        answer = self._answer("cuDevicePrimaryCtxRetain", f"context of {device}")
+        self.retained += answer[0] == 0
+        return answer
+
+    def cuDevicePrimaryCtxRelease(self, device: Any) -> tuple[Any, ...]:
+        assert device == "device 0"
+        assert self.retained > 0
+        self.retained -= 1
+        return self._answer("cuDevicePrimaryCtxRelease")
+
+    def cuCtxSetCurrent(self, context: Any) -> tuple[Any, ...]:
+        self.current = context
+        return self._answer("cuCtxSetCurrent")
+
+    def _require_context(self) -> None:
+        assert self.retained
+        assert self.current == "context of device 0"
+
+    def cuMemAlloc(self, size: int) -> tuple[Any, ...]:
+        self._require_context()
         assert size > 0
-        answer = self._answer("cudaMalloc", 0)
+        answer = self._answer("cuMemAlloc", 0)
         if int(answer[0]):
             return answer
         buffer = (ctypes.c_ubyte * size)()
         self.live[ctypes.addressof(buffer)] = buffer
         self.made.append(ctypes.addressof(buffer))
-        return self._answer("cudaMalloc", ctypes.addressof(buffer))
+        return self._answer("cuMemAlloc", ctypes.addressof(buffer))
 
-    def cudaFree(self, address: int) -> tuple[Any, ...]:
+    def cuMemFree(self, address: int) -> tuple[Any, ...]:
+        self._require_context()
         del self.live[address]
-        return self._answer("cudaFree")
+        return self._answer("cuMemFree")
 
-    def cudaMemcpy(self, target: int, source: int, size: int, kind: Any) -> tuple[Any, ...]:
-        device = target if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
-        assert ctypes.sizeof(self.live[device]) >= size
+    def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, stream: int) -> tuple[Any, ...]:
+        self._require_context()
+        assert stream in self.streams
+        assert ctypes.sizeof(self.live[target]) >= size
         ctypes.memmove(target, source, size)
-        return self._answer("cudaMemcpy")
+        return self._answer("cuMemcpyHtoDAsync")
 
-    def cudaStreamCreate(self) -> tuple[Any, ...]:
-        self.streams.add(77)
-        return self._answer("cudaStreamCreate", 77)
+    def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> tuple[Any, ...]:
+        self._require_context()
+        assert stream in self.streams
+        assert ctypes.sizeof(self.live[source]) >= size
+        self._coming.append((target, source, size))
+        return self._answer("cuMemcpyDtoHAsync")
 
-    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
+    def cuStreamCreate(self, flags: int) -> tuple[Any, ...]:
+        self._require_context()
+        assert flags == 0
+        answer = self._answer("cuStreamCreate", 77)
+        if not int(answer[0]):
+            self.streams.add(77)
+        return answer
+
+    def cuStreamDestroy(self, stream: int) -> tuple[Any, ...]:
+        self._require_context()
         self.streams.remove(stream)
-        return self._answer("cudaStreamDestroy")
+        return self._answer("cuStreamDestroy")
 
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
+    def cuStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
         self.synchronized.append(stream)
-        return self._answer("cudaStreamSynchronize")
+        for copy in self._coming:
+            ctypes.memmove(*copy)
+        self._coming.clear()
+        return self._answer("cuStreamSynchronize")
+
+    def cuGetErrorName(self, error: Any) -> tuple[Any, ...]:
+        return (self.CUresult(0), error.name.encode())
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         """Take the place of the real one in this process."""
-        monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=self))
+        monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=self))
         return self
 
 
 _DRIVER = """
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 static int step = 0;
@@ -482,17 +531,42 @@ static size_t bytes(const char *name) { const char *v = getenv(name); return v ?
 /* every call checks that the one before it was made: CUDA refuses another order too */
 int cuInit(unsigned flags) { if (fails("cuInit")) return 100; step = 1; return flags; }
 int cuDeviceGet(int *device, int ordinal) { if (fails("cuDeviceGet")) return 101; if (step != 1) return 3; *device = ordinal + 5; step = 2; return 0; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { if (fails("cuDevicePrimaryCtxRetain")) return 2; if (step != 2 || device != 5) return 3; *context = (void *)0x7fff12345678; step = 3; return 0; }
+int held = 0;
+int cuDevicePrimaryCtxRetain(void **context, int device) { if (fails("cuDevicePrimaryCtxRetain")) return 2; if (step != 2 || device != 5) return 3; *context = (void *)0x7fff12345678; step = 3; held++; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int device) { if (device != 5 || !held) return 101; held--; return 0; }
 int cuCtxSetCurrent(void *context) { if (step != 3 || context != (void *)0x7fff12345678) return 201; step = 4; return 0; }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { if (step != 4) return 201; *free = bytes("FAKE_CUDA_FREE"); *total = (size_t)80 << 30; return 0; }
-int cuGetErrorName(int code, const char **name) { *name = code == 100 ? "CUDA_ERROR_NO_DEVICE" : code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : 0; return *name ? 0 : 1; }
+int cuGetErrorName(int code, const char **name) { *name = code == 100 ? "CUDA_ERROR_NO_DEVICE" : code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : code == 719 ? "CUDA_ERROR_LAUNCH_FAILED" : 0; return *name ? 0 : 1; }
+/* memory is the host's; what goes to the host is there when the stream was waited for */
+static struct { void *to; uintptr_t from; size_t size; } coming[64];
+static int copies = 0;
+int allocations = 0, streams = 0;
+int cuStreamCreate(void **stream, unsigned flags) { if (step != 4) return 201; if (flags) return 1; *stream = (void *)0x77; streams++; return 0; }
+int cuStreamDestroy_v2(void *stream) { if (stream != (void *)0x77) return 400; streams--; return 0; }
+int cuMemAlloc_v2(uintptr_t *address, size_t size) { if (step != 4) return 201; if (!size) return 1; if (fails("cuMemAlloc")) return 2; *address = (uintptr_t)malloc(size); allocations++; return 0; }
+int cuMemFree_v2(uintptr_t address) { free((void *)address); allocations--; return 0; }
+int cuMemcpyHtoDAsync_v2(uintptr_t to, const void *from, size_t size, void *stream) { if (stream != (void *)0x77) return 400; memcpy((void *)to, from, size); return 0; }
+int cuMemcpyDtoHAsync_v2(void *to, uintptr_t from, size_t size, void *stream) { if (stream != (void *)0x77 || copies == 64) return 400; coming[copies].to = to; coming[copies].from = from; coming[copies++].size = size; return 0; }
+int cuStreamSynchronize(void *stream) { if (stream != (void *)0x77) return 400; if (fails("cuStreamSynchronize")) return (int)bytes("FAKE_CUDA_CODE"); while (copies) { copies--; memcpy(coming[copies].to, (void *)coming[copies].from, coming[copies].size); } return 0; }
+#define IS(name, function) if (!strcmp(symbol, name)) { *found = (void *)function; return 0; }
+int cuGetProcAddress_v2(const char *symbol, void **found, int version, uint64_t flags, int *status) {
+    IS("cuInit", cuInit) IS("cuDeviceGet", cuDeviceGet) IS("cuDevicePrimaryCtxRetain", cuDevicePrimaryCtxRetain)
+    IS("cuDevicePrimaryCtxRelease", cuDevicePrimaryCtxRelease_v2) IS("cuCtxSetCurrent", cuCtxSetCurrent)
+    IS("cuGetErrorName", cuGetErrorName) IS("cuStreamCreate", cuStreamCreate) IS("cuStreamDestroy", cuStreamDestroy_v2)
+    IS("cuMemAlloc", cuMemAlloc_v2) IS("cuMemFree", cuMemFree_v2) IS("cuMemcpyHtoDAsync", cuMemcpyHtoDAsync_v2)
+    IS("cuMemcpyDtoHAsync", cuMemcpyDtoHAsync_v2) IS("cuStreamSynchronize", cuStreamSynchronize)
+    IS("cuGetProcAddress", cuGetProcAddress_v2)
+    *found = 0; return 500;
+}
 """
 
 
 def build_driver(folder: Path) -> Path:
     """A libcuda.so.1 without a GPU, for ctypes and for LD_LIBRARY_PATH; skips where there is no C compiler.
 
-    FAKE_CUDA_FAIL names the call that fails, FAKE_CUDA_FREE gives the free memory in bytes.
+    FAKE_CUDA_FAIL names the call that fails, FAKE_CUDA_CODE the number with which it does in cuStreamSynchronize,
+    FAKE_CUDA_FREE gives the free memory in bytes. ``allocations``, ``streams`` and ``held`` count what is not
+    given back.
     """
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or sys.platform != "linux":

@@ -6,11 +6,13 @@ import os
 import stat
 from collections.abc import Sequence
 
+from refit_agent import settings
 from refit_agent.errors import (
     BundleFileMismatch,
     BundleFileMissing,
     BundleMissing,
     ManifestInvalid,
+    SignatureMissing,
     UnknownModel,
     UnsafePath,
 )
@@ -39,17 +41,25 @@ class Bundle:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], public_keys: Sequence[str] | None = None, *, draft: bool = False
+        cls,
+        path: str | os.PathLike[str],
+        public_keys: Sequence[str] | None = None,
+        *,
+        draft: bool = False,
+        to_make: bool = False,
     ) -> Bundle:
         """The bundle in the folder ``path`` (or whose ``bundle.json`` is ``path``).
 
         Reads the manifest and nothing else, so it costs the same whatever the bundle's size. With
         ``public_keys`` (see `signature`) one of them must have signed it, which takes a tenth of a millisecond.
-        ``draft`` also takes one that is still being made, see `decode_manifest`.
+        So must one of the keys that the setting ``public_keys`` of this machine names, whatever the caller gave.
+        ``draft`` also takes one that is still being made, see `decode_manifest`. It is for those who make bundles,
+        as is ``to_make``, and neither asks this machine's setting: nothing of the bundle is going to be used here.
 
         Raises:
             BundleMissing, ManifestInvalid, ManifestTooNew, UnsafePath.
-            SignatureMissing, SignatureInvalid, VerifierMissing: only with ``public_keys``.
+            SignatureMissing, SignatureInvalid, VerifierMissing: only with ``public_keys``, or that setting.
+            SettingInvalid: a settings file is not what it must be.
         """
         root = os.path.abspath(os.fspath(path))
         if _not_text(root):
@@ -75,6 +85,8 @@ class Bundle:
             from refit_agent.signature import require_signature
 
             require_signature(root, data, public_keys)
+        if not (draft or to_make):
+            _require_allowed(root, data)
         return cls(root, decode_manifest(data, name, draft=draft), signed=public_keys is not None)
 
     def model(self, name: str) -> Model:
@@ -100,7 +112,7 @@ class Bundle:
         except OSError as error:
             raise BundleFileMissing(path=path, detail=_os_words(error, path)) from error
         root = os.path.realpath(self.root)
-        if not _is_inside(real, root):
+        if not is_inside(real, root):
             raise UnsafePath(
                 owner=os.path.join(self.root, MANIFEST_NAME),
                 path=ref.path,
@@ -113,7 +125,23 @@ class Bundle:
         return real
 
 
-def _is_inside(path: str, root: str) -> bool:
+def _require_allowed(root: str, manifest: bytes) -> None:
+    """Raise unless the bundle may be used on this machine, which its setting ``public_keys`` says."""
+    keys, source = settings.public_keys()
+    if keys is None:
+        return
+    from refit_agent.signature import require_signature
+
+    try:
+        require_signature(root, manifest, keys)
+    except SignatureMissing as error:
+        detail = f"none of the keys that {source} names has signed it"
+        hint = "Ask the administrator of this machine, or the app's vendor, for a bundle that is signed so."
+        raise SignatureMissing(bundle=root, detail=detail, hint=hint) from error
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Whether ``path`` is ``root`` or below it, both absolute and with their links resolved."""
     try:
         return os.path.commonpath((root, path)) == root
     except ValueError:  # another drive

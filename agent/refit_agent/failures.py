@@ -3,7 +3,7 @@
 One small file per cache key. Since the key names plan, weights, driver and runtime, a change of any
 of them is a new key, and the failure no longer applies; nor does it after a change of the manifest's
 entry, of the golden data or of the agent. Failures that may be passing (a crash, a hang) lapse after
-a while that doubles each time.
+a while that doubles each time; a worker that was killed may try once more at once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from refit_agent.errors import (
     WorkerTimeout,
     from_wire,
 )
+from refit_agent.leftovers import drop_leftovers
 
 #: Failures that say nothing of the engine on this machine: what the caller or the manifest said, which may
 #: be otherwise next time, and what nobody foresaw.
@@ -36,6 +37,9 @@ _MAX_BYTES = 1 << 20
 _PASSING = (WorkerCrashed, WorkerTimeout, PlanRefused, RefitRefused)
 #: Somebody ended the worker, at a logout for example: no fault of the engine's.
 _STOPPED = frozenset({"signal SIGTERM", "signal SIGINT", "signal SIGHUP"})
+#: Somebody or the kernel, which was short of memory, ended it. That is noted, and held against the engine from the
+#: second time in a row on: every launch would be as much in vain.
+_KILLED = "signal SIGKILL"
 _FIRST_LAPSE_S = 3600.0
 _LONGEST_LAPSE_S = 7 * 86400.0
 
@@ -94,6 +98,8 @@ class Failures:
         now = time.time()
         passing = isinstance(error, _PASSING)
         lapse = min(_LONGEST_LAPSE_S, _FIRST_LAPSE_S * 2.0 ** (count - 1))
+        if count == 1 and str(error.facts.get("how")) == _KILLED:
+            lapse = 0.0
         facts: dict[str, object] = {
             k: v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in error.facts.items()
         }
@@ -108,6 +114,7 @@ class Failures:
         temporary = f"{self._folder}/{key}.{os.urandom(4).hex()}.tmp"
         with contextlib.suppress(OSError):
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            drop_leftovers(self._folder, "", ".tmp")
             with open(temporary, "wb") as file:
                 file.write(msgspec.json.encode(failure))
             os.replace(temporary, f"{self._folder}/{key}.json")
@@ -124,6 +131,8 @@ class Failures:
         try:
             fd = os.open(f"{self._folder}/{key}.json", _READ_FLAGS)
             with os.fdopen(fd, "rb") as file:
+                if os.name == "posix" and os.fstat(fd).st_uid != os.geteuid():
+                    return None  # another user must not say what is not to be tried here
                 return msgspec.json.decode(file.read(_MAX_BYTES), type=Failure)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None

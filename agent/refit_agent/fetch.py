@@ -118,7 +118,10 @@ def _fetch(
         if isinstance(found, tuple):
             return found
         if found is not None:
-            store.quarantine(key)
+            from refit_agent.logs import get_logger
+
+            words = get_logger("refit_agent.fetch")
+            words.warning("cached weights are damaged", key=key, detail=found, moved_to=store.quarantine(key))
         partial = _partial(store, key)
         sweep(store, quarantine=False)  # transfers that nobody went on with; ours is under the lock
         # What has come already is counted as held, so that quota and disk are asked for the whole file once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 
 import msgspec
@@ -64,8 +65,10 @@ def engine_facts(candidate: Candidate, model: Model, profile: str | None, machin
 
 def attempt_context(candidate: Candidate, model: Model, profile: str | None) -> str:
     """Names all that a failure may be due to and that is not in the key: a remembered one counts only under
-    the same. Manifest entry, golden data, and the agent itself, which may have learned to do better."""
-    data = (__version__, RECIPE, candidate.engine, model.fitting_golden(profile))
+    the same. Manifest entry, golden data, the Python that the worker is told to run in, which may be none or
+    lack the runtime, and the agent itself, which may have learned to do better."""
+    python = os.environ.get("REFIT_AGENT_PYTHON", "")
+    data = (__version__, RECIPE, candidate.engine, model.fitting_golden(profile), python)
     return _digest(msgspec.json.encode(data, order="deterministic"))
 
 

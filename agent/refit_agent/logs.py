@@ -109,12 +109,25 @@ def _processors(as_json: bool) -> list[Processor]:
     ]
     if as_json:
         return [*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [*shared, _without_module, structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)]
+    renderer = structlog.dev.ConsoleRenderer(
+        colors="NO_COLOR" not in os.environ, exception_formatter=structlog.dev.plain_traceback
+    )
+    return [*shared, _without_module, structlog.processors.format_exc_info, _visible, renderer]
 
 
 def _without_module(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     del logger, method
     event.pop("module", None)
+    return event
+
+
+def _visible(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Escapes control and invisible characters: a bundle's names, and what a runtime says of them, must not move the
+    terminal's cursor."""
+    del logger, method
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in value)
     return event
 
 

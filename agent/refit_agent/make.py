@@ -151,7 +151,11 @@ def _quota(store: Store) -> int:
 def _remove_leftovers(store: Store, key: str) -> None:
     """Delete what a killed predecessor left: we hold the lock, so nobody is at work there."""
     folder = f"{store.root}/{TEMPORARY}"
-    for name in os.listdir(folder):
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise write_error(error, folder) from error
+    for name in names:
         if name.startswith(key):
             store.discard(f"{folder}/{name}")
 

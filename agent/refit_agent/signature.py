@@ -7,6 +7,10 @@ compared with their hashes before they are used. The file is JSON:
 
 A signature is over the ASCII text ``refit-agent bundle 1``, a newline, and the manifest's bytes, so that it can
 stand for nothing else. Several let an app change its key: old versions of it know the old one, new ones the new.
+
+libsodium judges. Like OpenSSL it refuses a second encoding of the same signature (S not below the group's order);
+beyond that it refuses public keys and commitments of small order and keys in another than their one encoding, under
+which anybody could "sign". No key that is drawn at random is such a key.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import msgspec
 from refit_agent.errors import SettingInvalid, SignatureInvalid, SignatureMissing, VerifierMissing
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from nacl.signing import VerifyKey
 
 SIGNATURE_NAME = "bundle.sig"
 SCHEMA = 1
@@ -133,22 +137,22 @@ def is_good(signature: Signature, manifest: bytes) -> bool:
     """Whether the signature is by its own key and of this manifest. Raises VerifierMissing."""
     from_key, error = _verifier()
     raw, given = _key_of(signature), _unbase64(signature.signature)
-    if len(given) != _SIGNATURE_BYTES:
+    if len(raw) != _KEY_BYTES or len(given) != _SIGNATURE_BYTES:
         return False
     try:
-        from_key(raw).verify(given, message_of(manifest))
-    except (error, ValueError):
+        from_key(raw).verify(message_of(manifest), given)
+    except error:
         return False
     return True
 
 
-def _verifier() -> tuple[Callable[[bytes], Ed25519PublicKey], type[Exception]]:
+def _verifier() -> tuple[Callable[[bytes], VerifyKey], type[Exception]]:
     try:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        from nacl.exceptions import BadSignatureError
+        from nacl.signing import VerifyKey
     except ImportError as error:
-        raise VerifierMissing(detail=f"{error.name} cannot be imported") from error
-    return Ed25519PublicKey.from_public_bytes, InvalidSignature
+        raise VerifierMissing(detail=f"{error.name or 'nacl'} cannot be imported") from error
+    return VerifyKey, BadSignatureError
 
 
 def _key_of(signature: Signature) -> bytes:

@@ -26,6 +26,9 @@ _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_IDLE = 3 << 13
 _IOPRIO_BEST_EFFORT_LOWEST = (2 << 13) | 7
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+# priority classes of Windows
+_IDLE_PRIORITY = 0x40
+_BELOW_NORMAL_PRIORITY = 0x4000
 
 
 def main() -> None:
@@ -140,6 +143,14 @@ def step_back(background: bool) -> None:
 
         ctypes.CDLL(None).syscall(
             number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE if background else _IOPRIO_BEST_EFFORT_LOWEST
+        )
+    if sys.platform == "win32":
+        import ctypes
+
+        kernel = ctypes.windll.kernel32
+        kernel.GetCurrentProcess.restype = ctypes.c_void_p  # a handle, cut off to 32 bits without this
+        kernel.SetPriorityClass(
+            ctypes.c_void_p(kernel.GetCurrentProcess()), _IDLE_PRIORITY if background else _BELOW_NORMAL_PRIORITY
         )
 
 

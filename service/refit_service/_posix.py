@@ -6,12 +6,13 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import sys
 
 assert sys.platform != "win32"  # a type checker for Windows reads no further
 
 from refit_agent.client.trust import OTHERS_MAY_WRITE, fault_of  # noqa: E402
-from refit_agent.errors import SocketUnusable  # noqa: E402
+from refit_agent.errors import SocketUnusable, StateInsecure  # noqa: E402
 
 replace = os.replace
 
@@ -32,6 +33,23 @@ def own_folder(path: str) -> None:
     fault = fault_of("its folder", status, "write to", OTHERS_MAY_WRITE)
     if fault:
         raise SocketUnusable(path=path, detail=fault)
+
+
+def require_own_state(folder: str) -> None:
+    """Raise StateInsecure if another user could have put something into the state folder; a missing one is fine.
+
+    Registered bundles are read from there, and the log is appended to whatever has its name: a link to a file of this
+    user's, for instance.
+    """
+    try:
+        link, status = os.lstat(folder), os.stat(folder)
+    except OSError:
+        return  # nothing is read there, nor written
+    fault = fault_of("it", status, "write to", OTHERS_MAY_WRITE)
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
+        fault = f"it is a link that user {link.st_uid} made"
+    if fault:
+        raise StateInsecure(path=folder, detail=fault)
 
 
 def keep_port(sock: socket.socket) -> None:

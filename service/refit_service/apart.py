@@ -35,7 +35,14 @@ def _run(code: str) -> str:
     command = [sys.executable, "-c", _BOOT + code, *(os.path.abspath(p) for p in sys.path if p)]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_DEADLINE_S, cwd=os.sep
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_DEADLINE_S,
+            cwd=os.sep,
+            # On Windows a console window would appear each time. No other system has the flag.
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     except (OSError, subprocess.SubprocessError):
         return ""

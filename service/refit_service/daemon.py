@@ -43,9 +43,10 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT; gives the exit code, which is 0.
 
     Raises:
-        ServiceRunning, SocketUnusable: before anything was begun.
+        ServiceRunning, SocketUnusable, StateInsecure: before anything was begun.
     """
     os.umask(0o077)
+    _platform.require_own_state(paths.home().state)
     listening = listen(socket_path())
     try:
         # Below, whatever asks for an engine has to make it: the service must not ask itself.

@@ -10,11 +10,12 @@ from aiohttp import web
 from refit_agent.cache.upkeep import list_entries, prune, verify
 from refit_agent.cli.cache_document import entry_document, quota
 from refit_agent.cli.explain_document import explain_document
+from refit_agent.errors import EntryDamaged
 from refit_agent.gpu.detect import detect
 from refit_service.bodies import json_response, one_of, read_json
 from refit_service.openapi import document
 from refit_service.protocol import BundleList, Health, PruneRequest, RegisterRequest, RenewRequest, VerifyRequest
-from refit_service.state import SERVICE
+from refit_service.state import SERVICE, note_error
 from refit_service.threads import in_thread
 
 #: Work on the whole cache: one at a time, since each reads every file.
@@ -97,12 +98,18 @@ async def cache(request: web.Request) -> web.Response:
 
 
 async def verify_cache(request: web.Request) -> web.Response:
-    """Read engines whole; damaged ones are set aside."""
-    store = request.app[SERVICE].store
+    """Read engines whole; damaged ones are set aside, and made anew if a registered bundle needs them."""
+    service = request.app[SERVICE]
+    store = service.store
     body = await read_json(request, VerifyRequest, optional=True)
 
     async with _upkeep:
         verdicts = await in_thread(lambda: verify(store, body.keys), "verify")
+    aside = [verdict for verdict in verdicts if verdict.set_aside]
+    for verdict in aside:
+        note_error(service.tally, EntryDamaged(key=verdict.key, detail=verdict.fault))
+    if aside:
+        service.warmer.look_again()
     entries = [{"key": v.key, "ok": not v.fault, "fault": v.fault, "set_aside": v.set_aside} for v in verdicts]
     return json_response({"cache": store.root, "ok": not any(v.fault for v in verdicts), "entries": entries})
 

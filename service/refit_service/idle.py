@@ -1,35 +1,47 @@
-"""Whether now is a bad time for background work: the machine is on battery, or its GPU is busy."""
+"""Whether now is a bad time for background work: it is turned off or not its hours, the machine is on battery, or its
+GPU is busy."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 
-from refit_agent.errors import SettingInvalid
+from refit_agent import settings
+from refit_agent.settings import Hours
 
-WARM_VARIABLE = "REFIT_AGENT_WARM"
-BATTERY_VARIABLE = "REFIT_AGENT_WARM_ON_BATTERY"
-BUSY_VARIABLE = "REFIT_AGENT_WARM_BUSY_PERCENT"
-_DEFAULT_BUSY_PERCENT = 20
 _SUPPLIES = "/sys/class/power_supply"
 
 
-def warm_wanted() -> bool:
-    """Whether engines are made in the background at all (REFIT_AGENT_WARM=0 turns it off)."""
-    return os.environ.get(WARM_VARIABLE) != "0"
+def off_reason() -> str:
+    """Why nothing is made in the background at all, in words; "" if something is. Raises SettingInvalid."""
+    found = settings.find("warm")
+    if found.value:
+        return ""
+    return f"{found.place}=0 turns it off" if found.kind == "environment" else f"{found.source} turns it off"
 
 
-def busy_percent() -> int:
-    """From which GPU utilisation on nothing is made in the background. Raises SettingInvalid."""
-    text = os.environ.get(BUSY_VARIABLE) or str(_DEFAULT_BUSY_PERCENT)
-    if not text.isdecimal() or int(text) > 101:
-        raise SettingInvalid(name=BUSY_VARIABLE, value=text, wanted="a percentage from 0 to 101 (101: never too busy)")
-    return int(text)
+def hours_reason() -> str:
+    """Why this time of the day speaks against beginning background work, in words; "" if it does not. Raises
+    SettingInvalid."""
+    found = settings.find("warm_between")
+    hours = found.value
+    if not isinstance(hours, Hours) or hours.contain(_minute_of_the_day()):
+        return ""
+    return f"it is to begin between {hours} only (warm_between of {found.source})"
+
+
+def _minute_of_the_day() -> int:
+    if hasattr(time, "tzset"):
+        time.tzset()  # somebody who travels changes the time zone of a running service
+    now = time.localtime()
+    return now.tm_hour * 60 + now.tm_min
 
 
 def power_reason() -> str:
-    """Why the machine's power speaks against background work, in words; "" if it does not."""
-    if os.environ.get(BATTERY_VARIABLE) != "1" and on_battery():
+    """Why the machine's power speaks against background work, in words; "" if it does not. Raises SettingInvalid."""
+    if on_battery() and not settings.find("warm_on_battery").value:
         return "the machine runs on battery"
     return ""
 
@@ -37,6 +49,8 @@ def power_reason() -> str:
 def on_battery(supplies: str = "") -> bool:
     """Whether a battery feeds this machine; False where the system does not tell. ``supplies`` is the folder in
     which it tells, "" for the usual one."""
+    if sys.platform == "win32" and not supplies:
+        return _on_battery_in_windows()
     supplies = supplies or _SUPPLIES
     discharging = False
     with contextlib.suppress(OSError):
@@ -51,6 +65,16 @@ def on_battery(supplies: str = "") -> bool:
     return discharging
 
 
+def _on_battery_in_windows() -> bool:
+    """By GetSystemPowerStatus, whose SYSTEM_POWER_STATUS begins with ACLineStatus: 0 on battery, 1 not, 255 unknown."""
+    if sys.platform != "win32":
+        return False
+    import ctypes
+
+    status = (ctypes.c_ubyte * 12)()
+    return bool(ctypes.windll.kernel32.GetSystemPowerStatus(status)) and status[0] == 0
+
+
 def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -61,7 +85,7 @@ def _read(path: str) -> str:
 
 def gpu_at_work() -> str:
     """Which GPU is busy, in words; "" if none is, or nothing can be learned. Loads NVML."""
-    limit = busy_percent()
+    limit = settings.warm_busy_percent()
     try:
         import pynvml
     except ImportError:

@@ -53,6 +53,8 @@ class Job:
         self.wish, self.missing = waiter.wish, waiter.missing
         self.deadline_s = waiter.wish.deadline_s
         self.request_id = request_id
+        #: What is wrong with the engine in the cache that this one is to replace.
+        self.damage = waiter.missing.damage
         self.since = time.time()
         self.waiters: list[Waiter] = []
         self.progress = _QUEUED

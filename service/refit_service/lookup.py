@@ -89,7 +89,8 @@ class Hit(NamedTuple):
 
 class Missing(NamedTuple):
     """An engine to make: the one called ``key``, if its first candidate can be made. Wishes with the same
-    ``flight`` want the same one. ``manifest`` is the bundle's at that moment."""
+    ``flight`` want the same one. ``manifest`` is the bundle's at that moment. ``damage`` says what is wrong with
+    the engine that is in the cache, "" where there is none."""
 
     flight: str
     key: str
@@ -97,6 +98,7 @@ class Missing(NamedTuple):
     target: str
     manifest: Manifest
     choice: Choice | None = None
+    damage: str = ""
 
     def result(self, engine: Engine, lease: LeaseRecord) -> EngineResult:
         """What the client gets once there is ``engine``, which another wish than this one's may have had made."""
@@ -135,7 +137,7 @@ def look_up(wish: Wish) -> Hit | Missing:
         if failed is None and not wish.retry_failed:
             failed = failures.recall(key, attempt_context(candidate, wanted, selection.profile), wish.deadline_s)
         if failed is None:
-            return Missing(key, key, candidate.engine.path, candidate.target, opened.manifest, choice)
+            return Missing(key, key, candidate.engine.path, candidate.target, opened.manifest, choice, found or "")
         engine = candidate.engine.path
         attempts.append(Attempt(engine=engine, target=candidate.target, code=failed.code, message=str(failed)))
         worst = worst or failed

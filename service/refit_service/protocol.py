@@ -179,7 +179,7 @@ class BundleList(msgspec.Struct, frozen=True, kw_only=True):
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The engines to read whole; None for all."""
 
-    keys: tuple[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")], ...] | None = None
+    keys: tuple[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)], ...] | None = None
 
 
 class PruneRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,9 +9,10 @@ import time
 
 import msgspec
 
-from refit_agent.bundle import MANIFEST_NAME, Bundle
+from refit_agent.bundle import MANIFEST_NAME, Bundle, is_inside
 from refit_agent.cache.store import write_error
 from refit_agent.errors import NoSuchBundle, SettingInvalid
+from refit_agent.settings import register_from
 from refit_service.protocol import BundleRecord
 
 _FILE = "bundles.json"
@@ -56,11 +57,12 @@ class Registry:
         stay in force that it was registered with before.
 
         Raises:
-            SettingInvalid: the path is not absolute.
+            SettingInvalid: the path is not absolute, or not where bundles may be registered from.
             BundleError: there is no sound bundle.
             DiskFull, CacheUnwritable: the state folder cannot be written; nothing was registered.
         """
         root = self.folder(path)
+        require_registrable(root)
         name = _id_of(root)
         known = self._records.get(name)
         if public_keys is None and known is not None:
@@ -125,6 +127,22 @@ class Registry:
                 os.unlink(temporary)
             raise write_error(error, self._path) from error
         self._records = records
+
+
+def require_registrable(root: str) -> None:
+    """Return if the setting ``register_from`` lets the bundle in the folder ``root`` be registered.
+
+    Raises:
+        SettingInvalid: it does not, or is itself not what it must be.
+    """
+    allowed, source = register_from()
+    if allowed is None:
+        return
+    real = os.path.realpath(root)
+    if not any(is_inside(real, os.path.realpath(folder)) for folder in allowed):
+        places = f"in one of these folders: {', '.join(allowed)}" if allowed else "one that may be registered: none may"
+        wanted = f"{places} (register_from of {source})"
+        raise SettingInvalid(name="the bundle", value=root, wanted=wanted, hint="Install the app there, or ask the administrator of this machine.")  # fmt: skip
 
 
 def _real_folder(path: str) -> str:

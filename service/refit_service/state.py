@@ -14,7 +14,7 @@ from refit_agent import __version__, paths
 from refit_agent.cache.entry import ENTRY_NAME
 from refit_agent.cache.store import Store
 from refit_agent.cache.upkeep import default_quota
-from refit_agent.errors import RefitAgentError
+from refit_agent.errors import EntryDamaged, RefitAgentError
 from refit_agent.settings import cache_quota
 from refit_service.jobs import Job, Jobs
 from refit_service.leases import LeaseBook
@@ -110,6 +110,9 @@ def note_error(tally: Tally, error: BaseException) -> None:
 
 def note_job(tally: Tally, store: Store, job: Job) -> None:
     """Count what a job that ended did; not the errors that nobody foresaw, which are reported one by one."""
+    if job.damage:
+        # Here, and not where it is seen: many may ask for the engine before it has been made anew.
+        note_error(tally, EntryDamaged(key=job.missing.key, detail=job.damage))
     if job.error is not None:
         if not job.abandoned and isinstance(job.error, RefitAgentError):
             note_error(tally, job.error)

@@ -7,20 +7,22 @@ after everything that an app waits for. Sleeps for good when nothing is missing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 
 from refit_agent import paths
 from refit_agent.bundle import MANIFEST_NAME, Bundle
-from refit_agent.errors import RefitAgentError
+from refit_agent.errors import RefitAgentError, SettingInvalid
 from refit_agent.selection import select
+from refit_agent.settings import warm_busy_percent
 from refit_service.apart import gpu_load
 from refit_service.attempts import Attempts, Target
-from refit_service.idle import power_reason, warm_wanted
+from refit_service.idle import hours_reason, off_reason, power_reason
 from refit_service.jobs import Job, Jobs, Waiter
 from refit_service.lookup import Hit, Missing, Wish, look_up, machine_now
 from refit_service.protocol import BundleRecord, WarmRecord
-from refit_service.registry import Registry
+from refit_service.registry import Registry, require_registrable
 from refit_service.threads import in_thread
 
 #: How long to wait before asking again whether the machine has time, and how often while work is done.
@@ -48,10 +50,7 @@ class Warmer:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, unless REFIT_AGENT_WARM=0 says not to."""
-        if not warm_wanted():
-            self._state, self._reason = "paused", "REFIT_AGENT_WARM=0 turns it off"
-            return
+        """Begin. Where the setting ``warm`` says no, it is asked again whenever there is news."""
         self._news.set()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -85,6 +84,14 @@ class Warmer:
     async def _round(self) -> float | None:
         """Make what is missing; gives the seconds after which to look again, None for not before there is news."""
         waits: list[float] = []
+        try:
+            reason = off_reason()
+        except SettingInvalid as error:
+            self._state, self._reason = "paused", str(error)
+            return _PAUSE_S
+        if reason:
+            self._state, self._reason = "paused", reason
+            return None
         self._state, self._reason = "idle", ""
         wanted: set[Target] = set()
         for record in self._registry.records():
@@ -103,6 +110,8 @@ class Warmer:
 
     def _targets(self, record: BundleRecord) -> Iterator[Target]:
         try:
+            # The machine's policy may be younger than the registration.
+            require_registrable(record.path)
             bundle = Bundle.open(record.path, record.public_keys)
             self._note_manifest(record.path, _identity(record.path))
             machine = machine_now(paths.home())
@@ -189,13 +198,19 @@ class Warmer:
             now = asyncio.get_running_loop().time()
             if job.background and not job.done and now - asked >= _WATCH_S:
                 asked = now
-                # Not the GPU's load: that is our own worker's.
-                reason = power_reason()
-                if reason:
-                    return reason
+                # Not the GPU's load, which is our own worker's, nor the hour: what was begun in time is finished.
+                with contextlib.suppress(SettingInvalid):  # nothing new is begun until it is mended
+                    reason = power_reason()
+                    if reason:
+                        return reason
 
     async def _reason_to_wait(self) -> str:
-        reason = power_reason()
+        try:
+            reason = hours_reason() or power_reason()
+            # The process that asks for the GPU's load could not say that this one is wrong.
+            warm_busy_percent()
+        except SettingInvalid as error:
+            return str(error)
         if reason or not machine_now(paths.home()).gpus:
             return reason
         return await in_thread(gpu_load, "warm-ask")

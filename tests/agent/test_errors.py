@@ -5,6 +5,7 @@ import string
 
 import pytest
 
+from refit_agent import errors
 from refit_agent.errors import BundleError, RefitAgentError, UnsafePath, error_classes, from_wire
 
 CLASSES = sorted(error_classes().values(), key=lambda kind: kind.code)
@@ -28,6 +29,12 @@ def test_codes_are_unique_and_kebab_case() -> None:
     codes = [kind.code for kind in _all_classes()]
     assert len(codes) == len(set(codes))
     assert all(code.replace("-", "").isalpha() and code == code.lower() for code in codes)
+
+
+def test_every_class_of_the_tree_is_in_one_place() -> None:
+    """Whoever catches an error needs to know one module, and not in which file of it the class stands."""
+    ours = {kind.__name__ for kind in CLASSES if kind.__module__.startswith("refit_agent.errors")}
+    assert ours | {"error_classes", "from_wire"} == set(errors.__all__)
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda k: k.code)

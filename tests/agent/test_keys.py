@@ -116,6 +116,15 @@ def test_golden_data_and_tolerances_count(named: Any) -> None:
     assert named(CANDIDATE, replace(MODEL, golden=(golden, elsewhere)), "small") == digest
 
 
+def test_another_python_for_the_worker_is_another_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong REFIT_AGENT_PYTHON that was set right must not go on being the reason; the engine is the same."""
+    monkeypatch.delenv("REFIT_AGENT_PYTHON", raising=False)
+    before, engine = attempt_context(CANDIDATE, MODEL, None), key()
+    monkeypatch.setenv("REFIT_AGENT_PYTHON", "/wrong/python")
+    assert attempt_context(CANDIDATE, MODEL, None) != before
+    assert key() == engine
+
+
 def test_what_was_never_checked_is_another_engine() -> None:
     """An app that ships golden data is not handed what an app without it has made."""
     golden = Golden(inputs={}, outputs={"y": _ref("y")})

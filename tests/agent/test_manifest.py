@@ -138,6 +138,38 @@ def test_a_field_that_is_wrong_is_named_with_its_place(path: str, value: object,
     assert says in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("models.0.onnx.sha256", HASH + "\n"),
+        ("models.0.onnx.url", "https://example.org/m\n"),
+        ("app.id", "org.example.test\n"),
+        ("models.0.engines.0.built_with", "10.16\n"),
+        ("models.0.engines.0.built_with", "9" * 5000 + ".1"),
+        ("models.0.engines.0.min_driver", "\u0661\u0660.\u0661"),
+        ("models.0.engines.0.compute_capabilities", ["\u0669.\u0660"]),
+    ],
+    ids=["hash", "url", "id", "version", "endless", "digits", "capability"],
+)
+def test_what_only_looks_like_it_is_refused(path: str, value: object) -> None:
+    """A line end behind the text, digits of another script, a number that Python does not read."""
+    doc: Any = document()
+    *way, last = path.split(".")
+    at = doc
+    for part in way:
+        at = at[int(part) if part.isdigit() else part]
+    at[last] = value
+    with pytest.raises(ManifestInvalid, match=re.escape(f".{last}")):
+        decode(doc)
+
+
+def test_what_is_ignored_must_be_text_all_the_same() -> None:
+    """Whoever lists it, as `refit-agent verify` does, reads it."""
+    data = json.dumps(document()).encode()[:-1] + b', "later": "\xff"}'
+    with pytest.raises(ManifestInvalid, match="utf-8"):
+        decode_manifest(data, "bundle.json")
+
+
 def test_a_model_name_cannot_stand_twice() -> None:
     """Which of two models is meant would be chance."""
     doc = document()

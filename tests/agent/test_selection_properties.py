@@ -6,12 +6,14 @@ import itertools
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from properties import thorough
 from refit_agent.machine import Gpu, InstalledRuntime, Machine
 from refit_agent.manifest import App, Engine, FileRef, Manifest, Model, Plan
 from refit_agent.selection import Candidate, Selection, no_match_detail, select
+from refit_agent.selection.fit import Fit, cpu_fit, gpu_fit, os_misfit
 
 HASH = "0" * 64
 CCS = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0", "13.0"]
@@ -156,7 +158,7 @@ def may(engine: Engine, gpu: Gpu | None, runtime: InstalledRuntime, machine: Mac
     return float(f"{b[0]}.{b[1]}") >= floor and (r[0] >= 10 or r[0] == b[0])
 
 
-@settings(max_examples=400, deadline=None)
+@thorough(400)
 @given(st.lists(engines, max_size=6), machines())
 def test_candidates_are_exactly_what_the_rules_allow(some: list[Engine], machine: Machine) -> None:
     result = chosen(some, machine)
@@ -188,7 +190,7 @@ def rank(c: Candidate) -> tuple[Any, ...]:
     return (*strength, TIERS.index(c.tier), [-n for n in built])
 
 
-@settings(max_examples=300, deadline=None)
+@thorough(300)
 @given(st.lists(engines, max_size=7), machines(), st.randoms(use_true_random=False))
 def test_the_manifests_order_decides_only_between_equals(some: list[Engine], machine: Machine, random: Any) -> None:
     labelled = [msgspec.structs.replace(e, path=f"e{i}") for i, e in enumerate(some)]
@@ -203,9 +205,71 @@ def test_the_manifests_order_decides_only_between_equals(some: list[Engine], mac
         (c.engine.path, c.target, c.tier, c.runtime) for c in second.candidates
     }
     assert [rank(c) for c in first.candidates] == [rank(c) for c in second.candidates]
+    # Equals stand in the order of the manifest that they are in now; nothing else has moved.
+    expected = sorted(first.candidates, key=lambda c: (*rank(c), _place(shuffled, c.engine.path)))
+    assert [(c.engine.path, c.target) for c in second.candidates] == [(c.engine.path, c.target) for c in expected]
 
 
-@settings(max_examples=150, deadline=None)
+def _place(some: list[Engine], path: str) -> int:
+    """Where the engine stands; behind all of them the one that `chosen` adds."""
+    return next((i for i, engine in enumerate(some) if engine.path == path), len(some))
+
+
+def said(selection: Selection) -> set[tuple[str, ...]]:
+    """Everything that was said of the engines, without an order."""
+    kept = {
+        (c.engine.path, c.target, c.tier, c.runtime.module, c.runtime.version, c.reason) for c in selection.candidates
+    }
+    return kept | {(r.engine_path, r.target, r.code, r.reason, r.need) for r in selection.refusals}
+
+
+@thorough(200)
+@given(st.lists(engines, max_size=6), machines())
+def test_no_candidate_is_one_that_its_own_rules_refuse(some: list[Engine], machine: Machine) -> None:
+    """Asked one by one, the rules say of every candidate what the choice says of it."""
+    for candidate in chosen(some, machine).candidates:
+        assert os_misfit(candidate.engine, machine) is None
+        assert candidate.engine.profile in (None, "default")
+        gpu = candidate.gpu
+        alone = cpu_fit(candidate.engine, machine) if gpu is None else gpu_fit(candidate.engine, gpu, machine)
+        assert isinstance(alone, Fit)
+        assert (alone.runtime, alone.tier, alone.reason) == (candidate.runtime, candidate.tier, candidate.reason)
+
+
+@thorough(200)
+@given(st.lists(engines, max_size=5), machines(), st.randoms(use_true_random=False))
+def test_the_order_in_which_the_driver_lists_its_gpus_changes_nothing(
+    some: list[Engine], machine: Machine, random: Any
+) -> None:
+    """What counts is each one's index."""
+    labelled = [msgspec.structs.replace(e, path=f"e{i}") for i, e in enumerate(some)]
+    listed = list(machine.gpus)
+    random.shuffle(listed)
+    one, other = chosen(labelled, machine), chosen(labelled, msgspec.structs.replace(machine, gpus=tuple(listed)))
+    assert one.candidates == other.candidates
+    assert said(one) == said(other)
+
+
+@thorough(200)
+@given(st.lists(engines.filter(lambda e: not e.ranks), max_size=5), machines(), st.permutations([0, 1, 2]))
+def test_gpus_that_change_places_keep_their_engines(some: list[Engine], machine: Machine, order: list[int]) -> None:
+    """With a card put in or CUDA_DEVICE_ORDER changed a GPU has another index; which engines it can have, in which
+    order, it has from what it is. Only an engine for several of them needs neighbours."""
+    labelled = [msgspec.structs.replace(e, path=f"e{i}") for i, e in enumerate(some)]
+    places = sorted(range(len(machine.gpus)), key=order.__getitem__)
+    moved = tuple(msgspec.structs.replace(machine.gpus[old], index=new) for new, old in enumerate(places))
+    one, other = chosen(labelled, machine), chosen(labelled, msgspec.structs.replace(machine, gpus=moved))
+    for gpu in machine.gpus:
+        assert _engines_of(one, gpu.uuid) == _engines_of(other, gpu.uuid)
+    strengths = [[rank(c)[1:3] for c in s.candidates if c.gpu is not None] for s in (one, other)]
+    assert strengths[0] == strengths[1]
+
+
+def _engines_of(selection: Selection, uuid: str) -> list[tuple[str, str]]:
+    return [(c.engine.path, c.tier) for c in selection.candidates if c.gpu is not None and c.gpu.uuid == uuid]
+
+
+@thorough(150)
 @given(st.lists(engines, max_size=5), engines, machines())
 def test_another_engine_never_changes_what_is_said_of_the_rest(
     some: list[Engine], extra: Engine, machine: Machine
@@ -222,7 +286,7 @@ def test_another_engine_never_changes_what_is_said_of_the_rest(
     assert told(before) == told(after)
 
 
-@settings(max_examples=150, deadline=None)
+@thorough(150)
 @given(st.lists(engines, max_size=5), machines(), st.sampled_from(["cpu", "gpu", "cuda"]))
 def test_a_target_only_filters(some: list[Engine], machine: Machine, target: str) -> None:
     everything = chosen(some, machine).candidates

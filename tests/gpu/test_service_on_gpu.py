@@ -31,6 +31,13 @@ class Served:
             assert self.process.poll() is None and time.monotonic() < ends
             time.sleep(0.05)
 
+    def wait_for_an_engine(self) -> None:
+        """Return when one is in the cache: right after the registration nothing has begun yet, which looks idle."""
+        ends = time.monotonic() + 120
+        while not self.client.status().cache.entries:
+            assert time.monotonic() < ends, self.client.status()
+            time.sleep(0.1)
+
     def wait_idle(self) -> None:
         """Return when nothing is being made any more."""
         ends = time.monotonic() + 120
@@ -75,7 +82,7 @@ def test_a_registered_bundle_is_made_in_the_background_and_found(served: Served,
     print(f"\nat rest {served.resident_mb:.1f} MB resident")
     assert served.resident_mb < 45
     served.client.add_bundle(bundle)
-    time.sleep(0.2)
+    served.wait_for_an_engine()
     served.wait_idle()
     assert served.client.status().warm.failures == ()
     with ensure_engine(bundle, "resnet50") as engine:

@@ -207,6 +207,9 @@ def test_the_commands(start: Start, bundle: Path) -> None:
     added = run("register", bundle)
     assert str(bundle) in run("registered")
     assert added.split()[0] in run("unregister", bundle)
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run("unregister", bundle)
+    assert caught.value.returncode == 8 and "'refit-agent registered' lists" in caught.value.stderr
     path = run("path", bundle, MODEL).strip()
     assert path == run("path", bundle, MODEL).strip()
     assert os.path.isfile(path)

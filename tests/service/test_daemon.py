@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pytest
 
 from bundles import MODEL
 
@@ -167,19 +166,3 @@ def test_without_the_extra_it_says_what_to_install(home: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=Running(home).env)
     assert done.returncode == 8
     assert "refit-agent[service]" in done.stderr
-
-
-def _systemd_says(*units: Path) -> str:
-    return subprocess.run(["systemd-analyze", "--user", "verify", *units], capture_output=True, text=True).stderr
-
-
-@pytest.mark.skipif(not Path("/usr/bin/systemd-analyze").exists(), reason="systemd-analyze is not installed")
-def test_the_unit_files_are_sound(tmp_path: Path) -> None:
-    """systemd itself finds no fault in them; skipped where it finds none in a faulty one either."""
-    faulty = tmp_path / "faulty.service"
-    faulty.write_text("[Service]\nExecStart=/bin/true\nNoSuchDirective=1\n")
-    if "NoSuchDirective" not in _systemd_says(faulty):
-        pytest.skip("systemd-analyze verifies nothing here: there is no user manager")
-    said = _systemd_says(*sorted(Path(__file__).parents[2].glob("packaging/systemd/*")))
-    assert "Unknown" not in said
-    assert "Failed" not in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,33 @@ def key(service: Running, bundle: Path) -> str:
     return str(service.ensure(bundle, MODEL).document["key"])
 
 
+def in_the_background(
+    service: Running, bundle: Path, far_enough: Callable[[dict[str, Any]], bool] = lambda _: True
+) -> tuple[socket.socket, psutil.Process]:
+    """Somebody who has time asks for the bundle's engine; gives him and the worker, once the job is ``far_enough``."""
+    sock = service.begin(bundle, MODEL, background=True)
+    until(lambda: service.status["jobs"] and far_enough(service.status["jobs"][0]))
+    return sock, until(service.workers)[0]
+
+
+def at_check(job: dict[str, Any]) -> bool:
+    """Whether it is nearly done."""
+    return bool(job["phase"] == "check")
+
+
+def half_done(job: dict[str, Any]) -> bool:
+    """Whether it is in the midst of the refit."""
+    return bool(job["fraction"] > 0.5)
+
+
+def assert_served(*socks: socket.socket) -> None:
+    """Each of those who wait gets an engine."""
+    for sock in socks:
+        last = read_answer(sock).lines[-1]
+        assert last["event"] == "result", last
+        sock.close()
+
+
 def gone(worker: psutil.Process) -> bool:
     return not worker.is_running()
 
@@ -59,9 +87,7 @@ def test_an_app_does_not_wait_for_background_work(
     """The worker of the background work ends, the app's engine comes first, and the other one after all."""
     runtime = talking_runtime(tmp_path / "half", 'tell("refit", 1, 2)\nwait()')
     service = start(path=[runtime])
-    later = service.begin(two[0], MODEL, background=True)
-    until(lambda: service.status["jobs"] and service.status["jobs"][0]["fraction"] > 0.5)
-    worker = service.workers()[0]
+    later, worker = in_the_background(service, two[0], half_done)
     sooner = service.begin(two[1], MODEL)
     until(lambda: gone(worker), 5)
     jobs = until(lambda: (now := service.status["jobs"])[1:] and now[1]["phase"] == "queue" and now)
@@ -90,9 +116,7 @@ def test_nearly_done_background_work_may_finish(
     sooner = service.begin(two[1], MODEL)
     until(lambda: len(service.status["jobs"]) == 2)
     (nearly_done / "go").touch()
-    for sock in (sooner, later):
-        assert read_answer(sock).lines[-1]["event"] == "result"
-        sock.close()
+    assert_served(sooner, later)
     assert published(service) == [key(service, two[0]), key(service, two[1])]
     assert (nearly_done / "count").read_text() == "xx"
 
@@ -101,15 +125,11 @@ def test_one_that_is_nearly_done_and_hangs_is_not_waited_for(
     altered: Altered, nearly_done: Path, two: tuple[Path, Path]
 ) -> None:
     """An app is not kept from its engine by the last tenth."""
-    later = altered.begin(two[0], MODEL, background=True)
-    until(lambda: altered.status["jobs"] and altered.status["jobs"][0]["phase"] == "check")
-    worker = altered.workers()[0]
+    later, worker = in_the_background(altered, two[0], at_check)
     sooner = altered.begin(two[1], MODEL)
     until(lambda: gone(worker), 5)
     (nearly_done / "go").touch()
-    for sock in (sooner, later):
-        assert read_answer(sock).lines[-1]["event"] == "result"
-        sock.close()
+    assert_served(sooner, later)
     assert published(altered) == [key(altered, two[1]), key(altered, two[0])]
 
 
@@ -117,9 +137,7 @@ def test_one_that_was_waited_for_in_vain_is_not_waited_for_again(
     altered: Altered, nearly_done: Path, two: tuple[Path, Path], bundle: Path
 ) -> None:
     """Each app waits for its last tenth as long as another, also when one before it has given up."""
-    later = altered.begin(two[0], MODEL, background=True)
-    until(lambda: altered.status["jobs"] and altered.status["jobs"][0]["phase"] == "check")
-    worker = altered.workers()[0]
+    later, worker = in_the_background(altered, two[0], at_check)
     for impatient in (two[0], two[1]):  # one joins it, one waits for another engine
         with altered.begin(impatient, MODEL):
             until(lambda: sum(job["waiters"] for job in altered.status["jobs"]) == 2)
@@ -129,9 +147,7 @@ def test_one_that_was_waited_for_in_vain_is_not_waited_for_again(
     sooner = altered.begin(bundle, MODEL)
     until(lambda: gone(worker), 5)
     (nearly_done / "go").touch()
-    for sock in (sooner, later):
-        assert read_answer(sock).lines[-1]["event"] == "result"
-        sock.close()
+    assert_served(sooner, later)
 
 
 def test_who_waits_for_work_that_makes_way_again_and_again_is_told_in_time(
@@ -168,9 +184,7 @@ def test_one_app_does_not_make_way_for_another(
     time.sleep(0.5)
     assert service.workers() == [worker]
     (slow_runtime / "go").touch()
-    for sock in (first, second):
-        assert read_answer(sock).lines[-1]["event"] == "result"
-        sock.close()
+    assert_served(first, second)
     assert (slow_runtime / "count").read_text() == "xx"
 
 
@@ -187,9 +201,7 @@ def test_an_apps_wish_has_an_apps_priority(
         socks.append(service.begin(two[1], MODEL, background=background))
         until(lambda: sum(job["waiters"] for job in service.status["jobs"]) == len(socks))
     (runtime / "go").touch()
-    for sock in socks:
-        assert read_answer(sock).lines[-1]["event"] == "result"
-        sock.close()
+    assert_served(*socks)
     first, second = (runtime / "nice").read_text().split()
     assert first == second
 
@@ -199,8 +211,7 @@ def test_what_an_app_joins_is_no_background_work_any_more(
 ) -> None:
     """It is not stopped for another; and is again when the app has gone."""
     service = start(path=[slow_runtime])
-    later = service.begin(two[0], MODEL, background=True)
-    worker = until(service.workers)[0]
+    later, worker = in_the_background(service, two[0])
     joined = service.begin(two[0], MODEL)
     until(lambda: gone(worker), 5)
     worker = until(service.workers)[0]
@@ -211,9 +222,7 @@ def test_what_an_app_joins_is_no_background_work_any_more(
     joined.close()
     until(lambda: gone(worker), 5)
     (slow_runtime / "go").touch()
-    for sock in (sooner, later):
-        assert read_answer(sock).lines[-1]["event"] == "result"
-        sock.close()
+    assert_served(sooner, later)
     assert published(service) == [key(service, two[1]), key(service, two[0])]
 
 
@@ -223,9 +232,7 @@ def test_what_an_app_joins_is_begun_anew_with_its_priority(
     """The worker that takes only what others leave might take for ever."""
     runtime = talking_runtime(tmp_path / "half", 'tell("refit", 1, 2)\nwait()')
     service = start(path=[runtime])
-    later = service.begin(two[0], MODEL, background=True)
-    until(lambda: service.status["jobs"] and service.status["jobs"][0]["fraction"] > 0.5)
-    worker = service.workers()[0]
+    later, worker = in_the_background(service, two[0], half_done)
     assert service.process is not None
     least = psutil.Process(service.process.pid).nice()
     assert worker.nice() == min(19, least + 19)
@@ -234,9 +241,7 @@ def test_what_an_app_joins_is_begun_anew_with_its_priority(
     until(lambda: (runtime / "count").read_text() == "xx")
     assert [w.nice() for w in service.workers()] == [min(19, least + 5)]
     (runtime / "go").touch()
-    for sock in (later, *joined):
-        assert read_answer(sock).lines[-1]["event"] == "result"
-        sock.close()
+    assert_served(later, *joined)
     assert (runtime / "count").read_text() == "xx"
 
 
@@ -244,17 +249,13 @@ def test_what_an_app_joins_when_it_is_nearly_done_goes_on(
     altered: Altered, nearly_done: Path, two: tuple[Path, Path]
 ) -> None:
     """Its last tenth takes less than all of it."""
-    later = altered.begin(two[0], MODEL, background=True)
-    until(lambda: altered.status["jobs"] and altered.status["jobs"][0]["phase"] == "check")
-    worker = altered.workers()[0]
+    later, worker = in_the_background(altered, two[0], at_check)
     joined = altered.begin(two[0], MODEL)
     until(lambda: altered.status["jobs"][0]["waiters"] == 2)
     time.sleep(1)
     assert altered.workers() == [worker]
     (nearly_done / "go").touch()
-    for sock in (later, joined):
-        assert read_answer(sock).lines[-1]["event"] == "result"
-        sock.close()
+    assert_served(later, joined)
     assert (nearly_done / "count").read_text() == "x"
 
 
@@ -269,9 +270,7 @@ def test_an_app_that_joins_what_is_being_stopped_gets_its_engine(
     until(lambda: gone(worker), 5)
     until(lambda: sum(job["waiters"] for job in service.status["jobs"]) == 8)
     (slow_runtime / "go").touch()
-    for sock in waiting:
-        assert read_answer(sock).lines[-1]["event"] == "result"
-        sock.close()
+    assert_served(*waiting)
     assert sorted(published(service)) == sorted([key(service, two[0]), key(service, two[1])])
     until(lambda: service.status["idle"])
 
@@ -281,15 +280,13 @@ def test_the_one_who_waits_for_stopped_work_may_go(
 ) -> None:
     """Nothing is left of it in the queue."""
     service = start(path=[slow_runtime])
-    later = service.begin(two[0], MODEL, background=True)
-    worker = until(service.workers)[0]
+    later, worker = in_the_background(service, two[0])
     sooner = service.begin(two[1], MODEL)
     until(lambda: gone(worker), 5)
     later.close()
     until(lambda: len(service.status["jobs"]) == 1)
     (slow_runtime / "go").touch()
-    assert read_answer(sooner).lines[-1]["event"] == "result"
-    sooner.close()
+    assert_served(sooner)
     until(lambda: service.status["idle"])
     assert published(service) == [key(service, two[1])]
 
@@ -341,7 +338,6 @@ def test_warming_makes_way_and_goes_on(
     until(again.workers)
     sooner = again.begin(two[1], MODEL)
     (slow_runtime / "go").touch()
-    assert read_answer(sooner).lines[-1]["event"] == "result"
-    sooner.close()
+    assert_served(sooner)
     until(lambda: again.status["cache"]["entries"] == 2)
     until(lambda: again.status["warm"] == {"state": "idle", "reason": "", "failures": []})

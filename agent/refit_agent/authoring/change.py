@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from refit_agent.authoring.errors import BundleBusy, BundleUnwritable, FieldsUnknown
 from refit_agent.authoring.places import Places, remove_file
+from refit_agent.authoring.staging import Staging, remove_abandoned
 from refit_agent.bundle import MANIFEST_NAME, Bundle
 from refit_agent.digest import fsync_folder
 from refit_agent.manifest import Manifest, decode_manifest, unknown_fields
@@ -32,7 +32,6 @@ from refit_agent.signature import SIGNATURE_NAME
 
 STAGING_PREFIX = ".refit-agent-staging-"
 LOCK_NAME = ".refit-agent.lock"
-_ALIVE_NAME = "alive"
 #: Under the lock names change and nothing is copied: whoever holds it longer hangs.
 _LOCK_WAIT_S = 60.0
 _POLL_S = 0.05
@@ -55,26 +54,26 @@ class BundleChange:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.bundle = read_bundle(root)
         self.root = self.bundle.root
-        self._staging = ""
-        self._alive: FileLock | None = None
+        self._made: Staging | None = None
 
     def __enter__(self) -> BundleChange:
         with _as_unwritable(self.root), bundle_lock(self.root):
-            _remove_abandoned(self.root)
-            self._staging = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.root)
-            # Held until the end: by this the next command knows that the folder is not abandoned.
-            self._alive = FileLock(os.path.join(self._staging, _ALIVE_NAME))
-            self._alive.acquire(timeout=0)
+            remove_abandoned(self.root, STAGING_PREFIX)
+            self._made = Staging(self.root, STAGING_PREFIX)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._alive is not None:
-            self._alive.release()
-        shutil.rmtree(self._staging, ignore_errors=True)
+        if self._made is not None:
+            self._made.remove()
         if isinstance(error, OSError):
             raise _unwritable(self.root, error) from error
+
+    @property
+    def _staging(self) -> str:
+        assert self._made is not None
+        return self._made.path
 
     def folder(self) -> str:
         """A new empty folder to write files into."""
@@ -180,18 +179,6 @@ def bundle_lock(root: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.unlink(path)
         lock.release()
-
-
-def _remove_abandoned(root: str) -> None:
-    for entry in os.scandir(root):
-        if not entry.name.startswith(STAGING_PREFIX) or not entry.is_dir(follow_symlinks=False):
-            continue
-        alive = FileLock(os.path.join(entry.path, _ALIVE_NAME))
-        # A Timeout means that its command lives; any other error, that it is just removing the folder itself.
-        with contextlib.suppress(Timeout, OSError):
-            alive.acquire(timeout=0)
-            shutil.rmtree(entry.path, ignore_errors=True)
-            alive.release()
 
 
 def _after(root: str, old: Manifest, new: Manifest) -> None:

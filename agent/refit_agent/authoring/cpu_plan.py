@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from refit_agent.errors import PlanInvalid
 from refit_agent.refit.unpack import PlanImage
+from refit_agent.runtimes.importing import import_onnxruntime
 from refit_agent.runtimes.onnxruntime_cpu import WEIGHTS_NAME, stripped_tensors
 from refit_agent.weights import OnnxWeights, WeightRef
 from refit_agent.weights import wire_writer as pb
@@ -72,8 +73,7 @@ def _check(plan_path: str, size: int) -> None:
 
 
 def _optimise(onnx_path: str, optimised: str) -> None:
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     # Not ORT_ENABLE_ALL: its layouts depend on the processor that the plan is made on.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -19,6 +19,7 @@ from refit_agent.authoring.write_bundle import file_ref, write_manifest
 from refit_agent.errors import RuntimeMissing
 from refit_agent.machine import version_tuple
 from refit_agent.manifest import SCHEMA, App, Engine, Golden, Manifest, Model
+from refit_agent.runtimes.importing import import_onnxruntime
 from refit_agent.weights import wire_writer as pb
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def write_demo_bundle(root: str, *, width: int = 32, seed: int = 7) -> Manifest:
         RuntimeMissing: ONNX Runtime is not installed; it makes the plan and the golden outputs.
     """
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise RuntimeMissing(model=MODEL, runtime="ONNX Runtime", extra="cpu") from error
     os.makedirs(os.path.join(root, "classifier"), exist_ok=True)
@@ -85,8 +86,7 @@ def demo_input(seed: int = 7) -> Array:
 
 def run_model(path: str, image: Array) -> Array:
     """The scores that the model at ``path`` gives, run by ONNX Runtime on the CPU as a host app would."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

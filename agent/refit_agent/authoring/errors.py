@@ -90,7 +90,7 @@ class WeightsLost(AuthoringError):
 class OutputInTheWay(AuthoringError):
     code: ClassVar[str] = "output-in-the-way"
     sentence: ClassVar[str] = "{path} is there already{detail}."
-    advice: ClassVar[str] = "Name another folder with --output or another name with --name, or replace it with --force."
+    advice: ClassVar[str] = "Give another place or another name, or replace it with --force."
 
 
 class RecordInvalid(AuthoringError):

@@ -22,6 +22,7 @@ from refit_agent.errors import UnknownProfile
 from refit_agent.manifest import FileRef, Golden, Manifest, Model
 from refit_agent.progress import ProgressCallback
 from refit_agent.runtimes.base import Array
+from refit_agent.runtimes.importing import import_onnxruntime
 
 
 class Tensor(NamedTuple):
@@ -166,7 +167,7 @@ def _same_inputs(one: Golden, other: Golden) -> bool:
 
 def _session(onnx: str, model: str) -> Any:
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise AuthoringMissing(library="ONNX Runtime", detail=str(error)) from error
     options = onnxruntime.SessionOptions()

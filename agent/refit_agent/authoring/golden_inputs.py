@@ -11,6 +11,7 @@ import numpy as np
 
 from refit_agent.errors import SettingInvalid
 from refit_agent.runtimes.base import Array
+from refit_agent.weights.external import open_regular
 
 #: Golden data ships with the app: more than this in one input is a slip of the pen.
 _MOST_INPUT_BYTES = 1 << 30
@@ -60,7 +61,10 @@ def model_inputs(described: Iterable[Any]) -> list[ModelInput]:
 def load_array(path: str) -> Array:
     """The array in a ``.npy`` file, never unpickled. Raises SettingInvalid."""
     try:
-        with open(path, "rb") as stream:
+        handle, _ = open_regular(path)  # a FIFO would hold the command, and Ctrl+C with it
+        if handle is None:
+            raise _wrong("the input file", path, "a regular file")
+        with open(handle, "rb") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
     except OSError as error:
         raise _wrong("the input file", path, f"a file that can be read ({error.strerror or error})") from error

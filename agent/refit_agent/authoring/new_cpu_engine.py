@@ -22,6 +22,7 @@ from refit_agent.errors import RefitAgentError
 from refit_agent.machine import version_tuple
 from refit_agent.manifest import Engine, Manifest
 from refit_agent.progress import ProgressCallback
+from refit_agent.runtimes.importing import import_onnxruntime
 
 
 class AddedCpuEngine(NamedTuple):
@@ -111,7 +112,7 @@ def add_cpu_engine(
 
 def _onnxruntime_version() -> str:
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise AuthoringMissing(library="ONNX Runtime", detail=str(error)) from error
     return ".".join(map(str, version_tuple(onnxruntime.__version__)[:4]))

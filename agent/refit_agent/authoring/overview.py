@@ -77,7 +77,7 @@ def inspect_bundle(root: str | os.PathLike[str]) -> BundleOverview:
         strange_fields = tuple(unknown_fields(file.read()))
     signed_by, signature_fault = _signature(bundle.root)
     models = tuple(_model(model) for model in bundle.manifest.models)
-    strangers = tuple(_strangers(bundle))
+    strangers = tuple(strangers_in(bundle))
     return BundleOverview(
         root=bundle.root,
         app=bundle.manifest.app,
@@ -138,7 +138,8 @@ def is_elsewhere(bundle: Bundle, ref: FileRef) -> bool:
     return ref.url is not None and not os.path.lexists(os.path.join(bundle.root, *ref.path.split("/")))
 
 
-def _strangers(bundle: Bundle) -> Iterator[str]:
+def strangers_in(bundle: Bundle) -> Iterator[str]:
+    """Paths of the files in the bundle's folder that its manifest does not name."""
     named = {ref.path for model in bundle.manifest.models for ref in model.files()}
     for folder, folders, files in os.walk(bundle.root):
         folders[:] = sorted(name for name in folders if not name.startswith(STAGING_PREFIX))

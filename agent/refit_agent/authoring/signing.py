@@ -27,6 +27,7 @@ from refit_agent.signature import (
     message_of,
     read_signatures,
 )
+from refit_agent.weights.external import open_regular
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -74,7 +75,7 @@ def public_key_of(path: str, password: bytes | None = None) -> str:
 
 def read_to_sign(root: str) -> tuple[Bundle, bytes]:
     """The bundle in ``root`` with the very bytes that its manifest was decoded from. Raises BundleError."""
-    root = Bundle.open(root).root
+    root = Bundle.open(root, to_make=True).root
     path = os.path.join(root, MANIFEST_NAME)
     with open(path, "rb") as file:
         data = file.read()
@@ -96,11 +97,11 @@ def sign_bundle(
         SignatureInvalid: the manifest is not ``manifest`` any more.
         BundleBusy, BundleUnwritable: as for any change.
         KeyInvalid: no Ed25519 key, or one that other users can read.
-        AuthoringMissing: the package cryptography is not installed.
+        AuthoringMissing, VerifierMissing: the packages cryptography and PyNaCl are not installed.
         OSError: the signature cannot be written; the old one is as it was.
     """
     key = _read_key(key_path, password)
-    root = Bundle.open(root).root
+    root = Bundle.open(root, to_make=True).root
     # A change that came between reading and writing would take the new signature for its own old one, or outlive it.
     with bundle_lock(root):
         _, data = read_to_sign(root)
@@ -119,7 +120,7 @@ def good_signatures(root: str) -> tuple[str, ...]:
 
     Raises:
         SignatureInvalid: the file cannot be understood, or has a signature that is not good.
-        VerifierMissing: the package cryptography is not installed.
+        VerifierMissing: the package PyNaCl is not installed.
     """
     try:
         found = read_signatures(root)
@@ -161,13 +162,13 @@ def _write(root: str, data: bytes) -> None:
 def _read_key(path: str, password: bytes | None) -> Ed25519PrivateKey:
     private_key, serialization = _cryptography()
     try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
+        handle, status = open_regular(path)
+        if handle is None:
+            raise KeyInvalid(path=path, detail="it is not a regular file")
+        with open(handle, "rb") as file:
             data = file.read(_MOST_KEY_BYTES)
     except OSError as error:
         raise KeyInvalid(path=path, detail=f"it cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise KeyInvalid(path=path, detail="it is not a regular file")
     if data.lstrip().startswith(b"ed25519:"):
         raise KeyInvalid(path=path, detail="it is the public key; the private one signs")
     if sys.platform != "win32" and status.st_mode & _OTHERS:

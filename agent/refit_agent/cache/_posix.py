@@ -10,9 +10,10 @@ import errno
 import fcntl
 import os
 
-OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+#: Not blocking: whoever opens a pipe that has taken the name of a file would wait for its writer.
+OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 #: Network file systems give an exclusive lock only on a file that is open for writing.
-CLAIM_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+CLAIM_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def lock_shared(fd: int) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 
 import msgspec
 
@@ -59,8 +61,16 @@ _FORBIDDEN = frozenset("/\\\0")
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """The bytes of ``entry.json``: indented, since people read it too."""
-    return msgspec.json.format(msgspec.json.encode(entry), indent=1) + b"\n"
+    """The bytes of ``entry.json``: indented, since people read it too. Its last member, ``seal``, is the hash of all
+    that stands before it: most flipped bits leave a document that reads well."""
+    return _sealed(msgspec.json.format(msgspec.json.encode(entry), indent=1).removesuffix(b"\n}"))
+
+
+def _sealed(body: bytes) -> bytes:
+    return b'%b,\n "seal": "%b"\n}\n' % (body, hashlib.sha256(body).hexdigest().encode())
+
+
+_SEAL_BYTES = len(_sealed(b""))
 
 
 def decode_entry(data: bytes, key: str) -> Entry | str:
@@ -80,6 +90,8 @@ def decode_entry(data: bytes, key: str) -> Entry | str:
         return f"{ENTRY_NAME} does not list its ONNX file"
     if any(name in ("", ".", "..") or not _FORBIDDEN.isdisjoint(name) for name in names):
         return f"{ENTRY_NAME} names a file outside its folder"
+    if _sealed(data[:-_SEAL_BYTES]) != data:
+        return f"{ENTRY_NAME} was changed after it was published"
     return entry
 
 
@@ -90,6 +102,8 @@ def files_fault(entry: Entry, folder: str) -> str:
             status = os.stat(f"{folder}/{file.name}", follow_symlinks=False)
         except OSError as error:
             return f"{file.name}: {error.strerror}"
+        if not stat.S_ISREG(status.st_mode):
+            return f"{file.name} is not a file"
         if status.st_size != file.size:
             return f"{file.name} has {status.st_size} bytes and should have {file.size}"
         if status.st_mtime_ns != file.mtime_ns:

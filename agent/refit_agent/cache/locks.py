@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 
@@ -33,6 +34,7 @@ def key_lock(store: Store, key: str, timeout_s: float, on_wait: Callable[[], Non
 
     path = lock_path(store, key)
     lock = FileLock(path, mode=0o600)
+    mended = False
     ends = time.monotonic() + timeout_s
     while True:
         try:
@@ -42,14 +44,37 @@ def key_lock(store: Store, key: str, timeout_s: float, on_wait: Callable[[], Non
             if time.monotonic() >= ends:
                 raise CacheBusy(seconds=round(timeout_s), path=path) from error
         except OSError as error:
-            raise write_error(error, path) from error
+            if mended or not _mend(store, path):
+                raise write_error(error, path) from error
+            mended = True
+            continue
         if on_wait is not None:
             on_wait()
         time.sleep(_POLL_S)
     try:
         yield
     finally:
-        lock.release()
+        # An unlock that fails says nothing of what was done under the lock, and is tried again as ``lock`` goes.
+        with contextlib.suppress(OSError):
+            lock.release()
+
+
+def _mend(store: Store, path: str) -> bool:
+    """Make way where something stands in the lock's place that no process of ours can have locked; whether it did.
+
+    A file of this user's only gets its mode back: somebody may hold it.
+    """
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode):
+            store.discard(path)
+            return not os.path.lexists(path)
+        if status.st_mode & 0o600 == 0o600:
+            return False
+        os.chmod(path, 0o600)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -9,10 +9,14 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from refit_agent.cache.entry import ENTRY_NAME, Entry, decode_entry, encode_entry, files_fault
 from refit_agent.digest import fsync_folder
 from refit_agent.errors import CacheError, CacheInsecure, CacheUnwritable, DiskFull
+
+if TYPE_CHECKING:
+    import shutil
 
 if sys.platform == "win32":
     from refit_agent.cache import _windows as _platform
@@ -23,6 +27,10 @@ TEMPORARY = "tmp"
 QUARANTINE = "quarantine"
 _MAX_ENTRY_BYTES = 1 << 20
 _LOOKUP_TRIES = 5
+#: What opening says of a name under which there is no file: nothing, or a folder, a link, a socket.
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO)
+#: What renaming a folder says of a name that is taken: by another folder, or by what is none.
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.ENOTDIR)
 #: The process or the machine is out of something: no reason to call an entry damaged.
 _NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Engines made by refit-agent; safe to delete.\n"
@@ -72,11 +80,16 @@ class Store:
         self.check_owner()
         folder = self._engines + key
         name = f"{folder}/{ENTRY_NAME}"
+        missing = ""
         for _ in range(_LOOKUP_TRIES):
             try:
                 fd = os.open(name, _platform.OPEN_FLAGS)
             except FileNotFoundError:
-                return f"{ENTRY_NAME} is missing" if os.path.isdir(folder) else None
+                if not os.path.lexists(folder):
+                    return None
+                # Perhaps the entry was published between the two: then the next try finds it.
+                missing = f"{ENTRY_NAME} is missing"
+                continue
             except OSError as error:
                 if error.errno in _NOT_ITS_FAULT:
                     raise CacheUnwritable(path=name, detail=error.strerror) from error
@@ -90,7 +103,7 @@ class Store:
             if not _same_file(fd, name):
                 lease.close()
                 continue
-            entry = decode_entry(os.read(fd, _MAX_ENTRY_BYTES), key)
+            entry = _read(fd, key)
             fault = entry if isinstance(entry, str) else files_fault(entry, folder)
             if isinstance(entry, str) or fault:
                 lease.close()
@@ -99,7 +112,7 @@ class Store:
                 with contextlib.suppress(OSError):  # a cache that cannot be written still serves
                     os.utime(name)
             return entry, folder, lease
-        return None
+        return missing or None
 
     def _claim_shared(self, fd: int) -> bool:
         # An eviction holds the lock only for one rename, so a short wait is long enough.
@@ -189,7 +202,7 @@ class Store:
             try:
                 os.rename(staging, target)
             except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES) or not os.path.isdir(target):
+                if error.errno not in _TAKEN or not os.path.lexists(target):
                     raise
                 # Something is there that the look-up did not accept.
                 self.quarantine(entry.key)
@@ -202,7 +215,7 @@ class Store:
         """Set a damaged entry aside, where no look-up finds it; gives its new place."""
         place = f"{self.root}/{QUARANTINE}/{key}.{_unique()}"
         try:
-            os.rename(self._engines + key, place)
+            _move(self._engines + key, place)
         except FileNotFoundError:
             return ""
         except OSError as error:
@@ -211,11 +224,14 @@ class Store:
 
     def discard(self, path: str) -> None:
         """Delete a staging or quarantine folder, or a file there; what cannot be deleted now is left for the next prune."""
-        import shutil  # not needed for a hit, and slow to import
+        try:
+            os.unlink(path)  # first: the other opens what it is given, and would wait for the writer of a pipe
+        except FileNotFoundError:
+            return
+        except OSError:
+            import shutil  # not needed for a hit, and slow to import
 
-        shutil.rmtree(path, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+            shutil.rmtree(path, ignore_errors=True)
 
     # ------------------------------------------------------------ removing
 
@@ -227,9 +243,9 @@ class Store:
         folder = self._engines + key
         name = f"{folder}/{ENTRY_NAME}"
         try:
-            fd = os.open(name, _platform.CLAIM_FLAGS)
+            fd = _open_to_claim(name)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno not in _NO_FILE:
                 raise write_error(error, folder) from error
             fd = -1  # nobody can have a lease on it
         grave = f"{self.root}/{TEMPORARY}/{key}.{os.getpid()}-{_unique()}"
@@ -239,7 +255,7 @@ class Store:
             if os.name == "nt" and fd >= 0:
                 os.close(fd)  # our own handle would keep the folder from being renamed
                 fd = -1
-            os.rename(folder, grave)
+            _move(folder, grave)
         except FileNotFoundError:
             return True
         except PermissionError as error:
@@ -255,10 +271,50 @@ class Store:
         return True
 
 
+def inspect_entry(folder: str, key: str) -> Entry | str:
+    """What ``entry.json`` in ``folder`` says, without a lease; in words why it is not the entry of ``key``."""
+    try:
+        fd = os.open(f"{folder}/{ENTRY_NAME}", _platform.OPEN_FLAGS)
+    except OSError as error:
+        return f"{ENTRY_NAME}: {error.strerror}"
+    try:
+        return _read(fd, key)
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, key: str) -> Entry | str:
+    try:
+        data = os.read(fd, _MAX_ENTRY_BYTES)
+    except OSError as error:  # a folder has its name, or the disk cannot read it any more
+        return f"{ENTRY_NAME} cannot be read: {error.strerror}"
+    return decode_entry(data, key)
+
+
+def _open_to_claim(name: str) -> int:
+    try:
+        return os.open(name, _platform.CLAIM_FLAGS)
+    except PermissionError:
+        # Somebody took the right to write from everything below the cache: what is evicted needs none.
+        os.chmod(name, 0o600)
+        return os.open(name, _platform.CLAIM_FLAGS)
+
+
+def _move(folder: str, place: str) -> None:
+    try:
+        os.rename(folder, place)
+    except PermissionError:
+        os.chmod(folder, 0o700)  # a folder that cannot be written cannot be moved to another one either
+        os.rename(folder, place)
+
+
 def write_error(error: OSError, path: str) -> CacheError:
     """Our error for a failed write below the cache."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(path=path, free_bytes=free_bytes(path), needed_bytes="more")
+        free = 0
+        with contextlib.suppress(CacheUnwritable):
+            free = free_bytes(path)
+        return DiskFull(path=path, free_bytes=free, needed_bytes="more")
     return CacheUnwritable(path=error.filename or path, detail=error.strerror or str(error))
 
 
@@ -270,10 +326,25 @@ def existing_parent(path: str) -> str:
 
 
 def free_bytes(path: str) -> int:
-    """Bytes that this user can still write on the disk that holds ``path`` or its nearest parent."""
+    """Bytes that this user can still write on the disk that holds ``path`` or its nearest parent.
+
+    Raises CacheUnwritable, for a disk that does not say.
+    """
+    return _disk(path).free
+
+
+def disk_bytes(path: str) -> int:
+    """Bytes of the whole disk that holds ``path`` or its nearest parent. Raises as `free_bytes`."""
+    return _disk(path).total
+
+
+def _disk(path: str) -> shutil._ntuple_diskusage:
     import shutil  # not needed for a hit, and slow to import
 
-    return shutil.disk_usage(existing_parent(path)).free
+    try:
+        return shutil.disk_usage(existing_parent(path))
+    except OSError as error:
+        raise CacheUnwritable(path=path, detail=error.strerror or str(error)) from error
 
 
 def _same_file(fd: int, name: str) -> bool:

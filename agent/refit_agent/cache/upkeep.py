@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from refit_agent.cache.entry import ENTRY_NAME, Entry, decode_entry, files_fault
+from refit_agent.cache.entry import ENTRY_NAME, Entry, files_fault
 from refit_agent.cache.locks import remove_lock_file, try_key_lock
-from refit_agent.cache.store import QUARANTINE, TEMPORARY, Store, existing_parent, free_bytes
+from refit_agent.cache.store import QUARANTINE, TEMPORARY, Store, disk_bytes, free_bytes, inspect_entry, write_error
 from refit_agent.digest import hash_file
 from refit_agent.errors import DiskFull
 
@@ -43,17 +43,19 @@ def list_entries(store: Store) -> list[Cached]:
 def _inspect(store: Store, key: str) -> Cached:
     folder = store.folder(key)
     size, last_used = 0, 0.0
-    with contextlib.suppress(OSError), os.scandir(folder) as items:
-        for item in items:
-            status = item.stat(follow_symlinks=False)
-            size += status.st_size
-            if item.name == ENTRY_NAME:
-                last_used = status.st_mtime
     try:
-        with open(f"{folder}/{ENTRY_NAME}", "rb") as file:
-            entry = decode_entry(file.read(), key)
-    except OSError as error:
-        entry = f"{ENTRY_NAME}: {error.strerror}"
+        with os.scandir(folder) as items:
+            for item in items:
+                status = item.stat(follow_symlinks=False)
+                size += status.st_size
+                if item.name == ENTRY_NAME:
+                    last_used = status.st_mtime
+    except NotADirectoryError:
+        with contextlib.suppress(OSError):
+            size = os.lstat(folder).st_size
+    except OSError:
+        pass  # it is gone, or cannot be read, which the entry will say
+    entry = inspect_entry(folder, key)
     if isinstance(entry, str):
         return Cached(key, None, size, last_used, entry)
     return Cached(key, entry, size, last_used, files_fault(entry, folder))
@@ -61,9 +63,7 @@ def _inspect(store: Store, key: str) -> Cached:
 
 def default_quota(store: Store) -> int:
     """Bytes the cache may take when nobody said otherwise: a fifth of the disk, at most 32 GiB."""
-    import shutil
-
-    return min(32 << 30, shutil.disk_usage(existing_parent(store.root)).total // 5)
+    return min(32 << 30, disk_bytes(store.root) // 5)
 
 
 class _Holding(NamedTuple):
@@ -175,6 +175,8 @@ def _listdir(path: str) -> list[str]:
         return sorted(os.listdir(path))
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise write_error(error, path) from error
 
 
 def prune(store: Store, quota_bytes: int) -> list[str]:

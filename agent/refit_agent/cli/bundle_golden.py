@@ -24,7 +24,7 @@ _DIMENSION = re.compile(r"(\d{1,10})(?:\.\.(\d{1,10}))?")
 @click.argument("bundle", type=click.Path())
 @click.argument("model")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="This input from a .npy file; the others are random.")  # fmt: skip
-@click.option("--shape", "shapes", multiple=True, metavar="NAME=2x3x64x64", help="The shape of a random input; a dimension as 1..8 is picked at random. Without it, dynamic dimensions are 1.")  # fmt: skip
+@click.option("--shape", "shapes", multiple=True, metavar="NAME:2x3x64x64", help="The shape of a random input; a dimension as 1..8 is picked at random. Without it, dynamic dimensions are 1.")  # fmt: skip
 @click.option("--range", "ranges", multiple=True, metavar="NAME=LOW:HIGH", help="The values of a random input. Without it: normally distributed floats, integers 0 and 1.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True, help="The same seed gives the same inputs.")  # fmt: skip
 @click.option("--profile", metavar="NAME", help="The one optimization profile that the data fits; without it, all.")
@@ -53,8 +53,8 @@ def golden(
 
     \b
     Example:
-      refit-agent bundle golden ./bundle denoiser --shape image=1x3x256x256
-      refit-agent bundle golden ./bundle encoder --shape ids=2x64 --range ids=0:30521
+      refit-agent bundle golden ./bundle denoiser --shape image:1x3x256x256
+      refit-agent bundle golden ./bundle encoder --shape ids:2x64 --range ids=0:30521
     """
     from refit_agent import authoring
 
@@ -70,7 +70,7 @@ def golden(
             emit_state(bundle, signed_before=signed)
         return 0
     files = _pairs(inputs, "--input")
-    wanted_shapes = {name: _shape(name, text) for name, text in _pairs(shapes, "--shape").items()}
+    wanted_shapes = {name: _shape(name, text) for name, text in _shapes(shapes).items()}
     wanted_ranges = {name: _range(name, text) for name, text in _pairs(ranges, "--range").items()}
     with stoppable(model) as progress:
         added = authoring.add_golden(
@@ -100,7 +100,7 @@ def golden(
     ):
         for tensor in tensors_:
             shape = "x".join(map(str, tensor.shape)) or "scalar"
-            origin = "" if word == "output" else ", from a file" if tensor.name in files else f", random, seed {seed}"
+            origin = "" if word == "output" else _origin(tensor, files, wanted_ranges, seed)
             output.emit(f"{word} {tensor.name}: {tensor.dtype} {shape}{origin}")
             output.emit(f"  {refs[tensor.name].path}, {output.size_text(refs[tensor.name].size)}")
     emit_warnings(added.warnings)
@@ -128,14 +128,31 @@ def _pairs(values: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
+def _shapes(values: Sequence[str]) -> dict[str, str]:
+    from refit_agent.authoring.build.shapes import split_shapes
+    from refit_agent.authoring.errors import BuildOptionsInvalid
+
+    found: dict[str, str] = {}
+    for value in values:
+        try:
+            shapes = split_shapes(value, "--shape")
+        except BuildOptionsInvalid as error:
+            raise click.UsageError(f"{error.facts['detail']}.") from error
+        twice = sorted(shapes.keys() & found.keys())
+        if twice:
+            raise click.UsageError(f"--shape names the input {twice[0]!r} twice.")
+        found |= shapes
+    return found
+
+
 def _shape(name: str, text: str) -> list[int | tuple[int, int]]:
-    if text == "scalar":
+    if text in ("", "scalar"):
         return []
     shape: list[int | tuple[int, int]] = []
     for part in text.split("x"):
         match = _DIMENSION.fullmatch(part)
         if match is None:
-            raise click.UsageError(f"--shape {name}={text}: {part!r} is no dimension such as 64 or 1..8.")
+            raise click.UsageError(f"--shape {name}:{text}: {part!r} is no dimension such as 64 or 1..8.")
         low, high = match.groups()
         shape.append(int(low) if high is None else (int(low), int(high)))
     return shape

@@ -23,6 +23,7 @@ _COMMANDS = {
     "verify": "refit_agent.cli.bundle_sign:verify",
     "inspect": "refit_agent.cli.bundle_show:inspect",
     "size": "refit_agent.cli.bundle_show:size",
+    "schema": "refit_agent.cli.bundle_schema:schema",
 }
 
 

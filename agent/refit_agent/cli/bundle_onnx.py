@@ -33,6 +33,7 @@ _MOST_NAMED = 10
 @click.option("--data", "data_name", metavar="NAME", help="Name of the data file beside OUT; by default OUT.data.")
 @click.option("--no-check", is_flag=True, help="Do not run both models with ONNX Runtime to compare their results.")
 @click.option("--input-shape", "input_shapes", multiple=True, metavar="NAME:2x3x224x224", help="Shape of an input for the comparison; else open dimensions are small numbers. May be given several times.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace files of these names.")
 @json_option
 def canonicalize(
     model: str,
@@ -41,6 +42,7 @@ def canonicalize(
     data_name: str | None,
     no_check: bool,
     input_shapes: tuple[str, ...],
+    force: bool,
     as_json: bool,
 ) -> int:
     """Write MODEL in canonical form to OUT and its weights to OUT.data. MODEL stays as it is; ship OUT, and build
@@ -63,7 +65,14 @@ def canonicalize(
     shapes = _read_shapes(input_shapes)
     with lazy_view() as view, stop.patiently():
         report = write_canonical(
-            model, out, order=order, data=data_name, check=not no_check, input_shapes=shapes, on_step=_step(view)
+            model,
+            out,
+            order=order,
+            data=data_name,
+            check=not no_check,
+            input_shapes=shapes,
+            force=force,
+            on_step=_step(view),
         )
     if as_json:
         output.emit_json(report.document())

@@ -122,7 +122,7 @@ def size(bundle: str, as_json: bool) -> int:
     against shipping full plans for every GPU.
 
     A plan built with STRIP_PLAN does not tell what it lacks: its full size is then an estimate (~) from the model's
-    weights. The full plan of the CPU target is the model itself.
+    weights. The full plan of the CPU target is the model itself; a bundle with no other target has nothing to compare.
 
     \b
     Example:
@@ -134,31 +134,39 @@ def size(bundle: str, as_json: bool) -> int:
     if as_json:
         output.emit_json(msgspec.to_builtins(found))
         return 0
+    for_gpus = any(e.runtime != "onnxruntime" for model in found.models for e in model.engines)
+    columns = ["engine", "full plan>", "stripped>", "shipped>", "saved>"] if for_gpus else ["engine", "shipped>"]
     rows: list[tuple[str, ...]] = []
     for model in found.models:
-        rows.append((model.name, "", "", "", ""))
-        rows += [_size_row(model.name, engine) for engine in model.engines]
+        rows.append((model.name, *([""] * (len(columns) - 1))))
+        rows += [_size_row(model.name, engine, for_gpus=for_gpus) for engine in model.engines]
     if rows:
         from refit_agent.console import print_table
 
-        print_table(["engine", "full plan>", "stripped>", "shipped>", "saved>"], rows)
-    _say_total(found)
+        print_table(columns, rows)
+    _say_shipped(found)
+    if for_gpus:
+        _say_full_plans(found)
+    else:
+        output.emit("it has no engine for a GPU, so there are no full plans to compare it with")
     return 0
 
 
-def _size_row(model: str, engine: EngineSize) -> tuple[str, ...]:
+def _size_row(model: str, engine: EngineSize, *, for_gpus: bool) -> tuple[str, ...]:
+    name, shipped = "  " + engine.path.removeprefix(f"engines/{model}/"), output.size_text(engine.shipped)
+    if not for_gpus:
+        return name, shipped
     about = "~" if engine.estimated else ""
     return (
-        "  " + engine.path.removeprefix(f"engines/{model}/"),
+        name,
         about + output.size_text(engine.full),
         output.size_text(engine.stripped),
-        output.size_text(engine.shipped),
+        shipped,
         about + share_text(engine.saved),
     )
 
 
-def _say_total(found: BundleSize) -> None:
-    about = "about " if found.estimated else ""
+def _say_shipped(found: BundleSize) -> None:
     weights, golden = sum(m.weights for m in found.models), sum(m.golden for m in found.models)
     engines = sum(engine.shipped for model in found.models for engine in model.engines)
     parts = {"models": weights - found.fetched, "engines": engines, "golden data": golden}
@@ -167,6 +175,10 @@ def _say_total(found: BundleSize) -> None:
     )
     if found.fetched:
         output.emit(f"fetched from elsewhere: {output.size_text(found.fetched)}")
+
+
+def _say_full_plans(found: BundleSize) -> None:
+    about = "about " if found.estimated else ""
     on_cpu = any(e.runtime == "onnxruntime" for m in found.models for e in m.engines)
     totals = {"full plans for every GPU" + (" and ONNX for the CPU" if on_cpu else ""): found.full_plans}
     if found.full_plans_and_onnx != found.full_plans:

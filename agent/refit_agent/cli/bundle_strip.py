@@ -37,8 +37,11 @@ def _step(view: LazyView, label: str) -> Callable[[int, int], None]:
 @click.option("--zeros", is_flag=True, help="Write an ordinary model whose weights are zero, in place of a small one.")
 @click.option("--keep-below", type=click.IntRange(min=0), default=64, show_default=True, metavar="BYTES", help="Weights smaller than this stay.")  # fmt: skip
 @click.option("--strip-integers", is_flag=True, help="Integers and booleans of 1 KiB and more lose their values too; an engine built from such a copy may have kept the zeros.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace files of these names.")
 @json_option
-def strip_onnx(model: str, out: str, zeros: bool, keep_below: int, strip_integers: bool, as_json: bool) -> int:
+def strip_onnx(
+    model: str, out: str, zeros: bool, keep_below: int, strip_integers: bool, force: bool, as_json: bool
+) -> int:
     """Write a copy of MODEL to OUT without the values of its weights, to send it to a build service; restore-onnx
     puts them back. MODEL stays as it is, and its external data too.
 
@@ -58,7 +61,13 @@ def strip_onnx(model: str, out: str, zeros: bool, keep_below: int, strip_integer
 
     with lazy_view() as view, stop.patiently():
         made = stripping.strip_onnx(
-            model, out, zeros=zeros, keep_below=keep_below, integers=strip_integers, on_progress=_step(view, "strip")
+            model,
+            out,
+            zeros=zeros,
+            keep_below=keep_below,
+            integers=strip_integers,
+            force=force,
+            on_progress=_step(view, "strip"),
         )
     kept = [tensor for tensor in made.kept if tensor.nbytes >= _LARGE_BYTES]
     if as_json:
@@ -102,8 +111,9 @@ def _document(made: StrippedModel, kept: list[Tensor]) -> dict[str, object]:
 @click.argument("stripped", type=click.Path())
 @click.argument("model", type=click.Path())
 @click.argument("out", type=click.Path())
+@click.option("--force", is_flag=True, help="Replace OUT; other external data than MODEL's are never replaced.")
 @json_option
-def restore_onnx(stripped: str, model: str, out: str, as_json: bool) -> int:
+def restore_onnx(stripped: str, model: str, out: str, force: bool, as_json: bool) -> int:
     """Write STRIPPED with the weights of MODEL, which it was made from, to OUT. If nobody has changed STRIPPED, OUT
     is MODEL bit for bit, which is checked. What a tool changed in STRIPPED stays, and every weight comes back by name.
 
@@ -116,7 +126,7 @@ def restore_onnx(stripped: str, model: str, out: str, as_json: bool) -> int:
     from refit_agent.authoring import stripping
 
     with lazy_view() as view, stop.patiently():
-        made = stripping.restore_onnx(stripped, model, out, on_progress=_step(view, "restore"))
+        made = stripping.restore_onnx(stripped, model, out, force=force, on_progress=_step(view, "restore"))
     if as_json:
         output.emit_json(
             {

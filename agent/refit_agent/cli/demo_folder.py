@@ -44,7 +44,7 @@ def prepare(root: str) -> Bundle:
         hint = "Name another one with --dir, or move everything with REFIT_AGENT_HOME."
         raise SettingInvalid(name="the demo's folder", value=root, wanted=wanted, hint=hint) from error
     stop.check()
-    return Bundle.open(root)
+    return Bundle.open(root, to_make=True)
 
 
 def remove(root: str) -> None:
@@ -56,7 +56,7 @@ def remove(root: str) -> None:
 def _require_ours(root: str) -> None:
     """Raise SettingInvalid unless ``root`` is missing, an empty folder, or an earlier demo's bundle."""
     with contextlib.suppress(BundleError):
-        if Bundle.open(root).manifest.app.id == APP_ID:
+        if Bundle.open(root, to_make=True).manifest.app.id == APP_ID:
             return
     try:
         empty = not os.listdir(root)
@@ -71,7 +71,7 @@ def _require_ours(root: str) -> None:
 def _same(made: str, root: str) -> bool:
     """Whether the bundle at ``root`` is whole, and the one that was made just now."""
     try:
-        bundle = Bundle.open(root)
+        bundle = Bundle.open(root, to_make=True)
         with open(os.path.join(made, MANIFEST_NAME), "rb") as one, open(os.path.join(root, MANIFEST_NAME), "rb") as two:
             if one.read() != two.read():
                 return False

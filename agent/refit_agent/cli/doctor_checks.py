@@ -17,13 +17,14 @@ from refit_agent.cache.upkeep import DISK_MARGIN_BYTES, list_entries
 from refit_agent.cli.cache_document import is_leased, quota
 from refit_agent.cli.inspect_commands import driver_text
 from refit_agent.cli.output import count_text, size_text
+from refit_agent.cli.settings_document import all_files, all_settings
 from refit_agent.errors import RefitAgentError
 from refit_agent.gpu.detect import detect
 from refit_agent.machine import Machine, version_tuple
 
 Status = Literal["ok", "warn", "fail"]
 _OPTIONAL = ("onnxruntime", "tensorrt-lean-cu12", "tensorrt-lean-cu13", "tensorrt", "tensorrt-rtx")
-_KNOWN = frozenset(f"REFIT_AGENT_{n}" for n in ("HOME", "CACHE_QUOTA", "RUNTIMES", "LOG_LEVEL", "DEBUG"))
+_KNOWN = frozenset(f"REFIT_AGENT_{n}" for n in ("HOME", "RUNTIMES", "LOG_LEVEL", "DEBUG", "SOCKET", "PYTHON", "KEY_PASSWORD"))  # fmt: skip
 _SETTINGS = re.compile(
     r"REFIT_AGENT_|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|MODULE_LOADING)$|NVIDIA_VISIBLE_DEVICES$|"
     r"XDG_(CACHE|STATE)_HOME$|LD_LIBRARY_PATH$"
@@ -53,6 +54,7 @@ def all_checks() -> list[Check]:
         ("runtimes", lambda: runtimes_check(detect())),
         ("cache", _cache),
         ("failures", _failures),
+        ("service", _service),
     ]
     return [_safely(name, check) for name, check in checks]
 
@@ -110,17 +112,25 @@ def _settings() -> Check:
     shown = {n: "(not shown)" if _SECRET.search(n) else v for n, v in sorted(os.environ.items()) if _SETTINGS.match(n)}
     lines = tuple(f"{name}={value}" for name, value in shown.items())
     # Each raises what is wrong with its setting.
-    quota(Store(paths.home().cache))
+    states, files = all_settings(), all_files()
+    for wrong in (*(f.error for f in files), *(s.error for s in states)):
+        if wrong is not None:
+            raise wrong
     logs.level()
+    lines += tuple(f"{s.name}: {s.text} ({s.source})" for s in states if s.kind not in ("default", "environment"))
+    known = _KNOWN | {s.variable for s in states}
     doubts = [
         f"{name} is no setting of refit-agent"
         for name in shown
-        if name.startswith("REFIT_AGENT_") and name not in _KNOWN
+        if name.startswith("REFIT_AGENT_") and name not in known
     ]
+    doubts += [f"{f.path} has what this refit-agent does not know: {', '.join(f.unknown)}" for f in files if f.unknown]
     doubts += [f"REFIT_AGENT_RUNTIMES: there is no folder {f}" for f in os.environ.get("REFIT_AGENT_RUNTIMES", "").split(os.pathsep) if f and not os.path.isdir(f)]  # fmt: skip
     if doubts:
         return Check("settings", "warn", "; ".join(doubts), lines, "Correct it, or leave it out.", dict(shown))
-    return Check("settings", "ok", f"{len(shown)} in the environment" if shown else "none in the environment", lines, facts=dict(shown))  # fmt: skip
+    summary = f"{len(shown)} in the environment" if shown else "none in the environment"
+    read = ", ".join(f.path for f in files if f.found)
+    return Check("settings", "ok", summary + (f"; read: {read}" if read else ""), lines, facts=dict(shown))
 
 
 def _folder(name: str, path: str, *, needs_room: bool) -> Check:
@@ -245,3 +255,26 @@ def _failures() -> Check:
     if lines:
         return Check("failures", "warn", f"failed here and skipped: {count_text(len(lines), 'engine')}", tuple(lines), "Try them again with: refit-agent provision BUNDLE --retry", facts)  # fmt: skip
     return Check("failures", "ok", "none is remembered", facts=facts)
+
+
+def _service() -> Check:
+    from refit_agent.client.sync import ServiceClient
+    from refit_agent.errors import ServiceUnreachable
+    from refit_agent.service_socket import socket_path
+
+    place = socket_path()
+    facts: dict[str, object] = {"socket": place, "runs": False}
+    if not place:
+        return Check("service", "ok", "not used: REFIT_AGENT_SOCKET is empty", facts=facts)
+    try:
+        with ServiceClient(place) as client:
+            now = client.status()
+    except ServiceUnreachable as error:
+        if not os.path.lexists(place) or isinstance(error.__cause__, ConnectionRefusedError):
+            return Check("service", "ok", f"none runs at {place}; commands and apps do its work themselves", facts=facts)  # fmt: skip
+        return Check("service", "warn", str(error), (), "Restart it: end its process, then refit-agent serve", facts)
+    facts |= {"runs": True, "version": now.version, "pid": now.pid}
+    summary = f"refit-agent {now.version} runs as process {now.pid} at {place}"
+    if now.version != __version__:
+        return Check("service", "warn", summary, (), f"Restart it: this is refit-agent {__version__}.", facts)
+    return Check("service", "ok", summary, facts=facts)

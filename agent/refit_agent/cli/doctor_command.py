@@ -15,8 +15,8 @@ _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 @click.command(short_help="Check this installation; the output is what support wants.")
 @json_option
 def doctor(as_json: bool) -> int:
-    """Check versions, folders, GPUs, runtimes, cache and settings, and say what to do about each fault. The exit
-    code is 1 if a check fails; warnings do not count.
+    """Check versions, folders, GPUs, runtimes, cache, settings and service, and say what to do about each fault. The
+    exit code is 1 if a check fails; warnings do not count, and a service is not needed.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`ensure_engine` for a command: stoppable by a signal, with a view of its progress.
+"""`ensure_engine` for a command: stoppable by a signal or a deadline, with a view of its progress.
 
 Light: part of the fast lane of `refit-agent path`.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from refit_agent.cli import stop
-from refit_agent.errors import RefitAgentError
+from refit_agent.errors import Cancelled, RefitAgentError
 from refit_agent.provision import Form, ensure_engine
 from refit_agent.settings import DEFAULT_DEADLINE_S
 
@@ -21,13 +21,31 @@ if TYPE_CHECKING:
     from refit_agent.progress import Progress
 
 
+class Halt(Protocol):
+    """What may end the work early; the module `stop` is the plain one: signals."""
+
+    def requested(self) -> bool:
+        """Whether the work is to end."""
+
+    def check(self) -> None:
+        """Raise what says why, if it is to end."""
+
+
+class View(Protocol):
+    """Shows the steps of the work named ``label``."""
+
+    def show(self, label: str, progress: Progress) -> None:
+        """Show one step."""
+
+
 def ensure(
     bundle: str,
     model: str,
     profile: str | None = None,
     target: str | None = None,
     *,
-    view: LazyView,
+    view: View,
+    halt: Halt = stop,
     label: str = "",
     weights: str | None = None,
     deadline_s: float | None = None,
@@ -41,6 +59,7 @@ def ensure(
     Raises:
         Stopped: a signal came; nothing is left half-done.
         RefitAgentError: as `ensure_engine`.
+        Exception: what ``halt`` raises, in place of Cancelled.
     """
     stop.check()
 
@@ -61,13 +80,15 @@ def ensure(
                 deadline_s=DEFAULT_DEADLINE_S if deadline_s is None else deadline_s,
                 retry_failed=retry_failed,
                 background=background,
-                cancelled=stop.requested,
+                cancelled=halt.requested,
                 public_keys=public_keys,
                 form=form,
             )
-    except RefitAgentError:
-        # The library reports a cancelled refit as an error; it was our signal that cancelled it.
+    except RefitAgentError as error:
         stop.check()
+        # The library reports a cancelled refit as an error; it was `halt` that cancelled it.
+        if isinstance(error, Cancelled):
+            halt.check()
         raise
     if stop.requested():
         engine.close()

@@ -26,12 +26,14 @@ _COMMANDS = {
     "cache": "refit_agent.cli.cache_commands:cache",
     "serve": "refit_agent.cli.serve_command:serve",
     "doctor": "refit_agent.cli.doctor_command:doctor",
+    "settings": "refit_agent.cli.settings_command:settings",
     "status": "refit_agent.cli.status_commands:status",
     "watch": "refit_agent.cli.status_commands:watch",
     "ui": "refit_agent.cli.ui_command:ui",
     "register": "refit_agent.cli.register_commands:register",
     "unregister": "refit_agent.cli.register_commands:unregister",
     "registered": "refit_agent.cli.register_commands:registered",
+    "uninstall": "refit_agent.cli.uninstall_command:uninstall",
 }
 _EPILOG = """\b
 Exit codes: 0 done; 1 a failed check, or a fault of refit-agent; 2 usage or
@@ -45,7 +47,8 @@ Environment: REFIT_AGENT_HOME moves cache and state under one folder;
 REFIT_AGENT_CACHE_QUOTA (such as 20G) limits the cache; REFIT_AGENT_RUNTIMES
 names further folders with runtimes; REFIT_AGENT_SOCKET is the service's
 socket (empty: use no service); REFIT_AGENT_LOG_LEVEL and
-REFIT_AGENT_DEBUG=1 say more on standard error.
+REFIT_AGENT_DEBUG=1 say more on standard error. 'refit-agent settings'
+lists what else can be set, by files and by a policy too.
 """
 
 Function = TypeVar("Function", bound=Callable[..., Any])

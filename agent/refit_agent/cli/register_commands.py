@@ -12,6 +12,7 @@ from refit_agent.cli.group import json_option
 from refit_agent.cli.public_keys import pinned_keys, public_key_option
 from refit_agent.client.messages import BundleRecord
 from refit_agent.client.sync import ServiceClient
+from refit_agent.errors import NoSuchBundle
 
 
 @click.command(short_help="Have the service keep a bundle's engines ready.")
@@ -71,7 +72,12 @@ def unregister(bundle: str, as_json: bool) -> int:
     with ServiceClient() as client:
         known = {record.id for record in client.bundles()}
         name = bundle if bundle in known else _id_of(client, bundle)
-        client.remove_bundle(name)
+        try:
+            client.remove_bundle(name)
+        except NoSuchBundle as error:
+            # The advice of the class is for those who want the bundle; here nothing is left to do, or another is meant.
+            hint = "'refit-agent registered' lists the ids and folders of those that are."
+            raise NoSuchBundle(id=bundle, hint=hint) from error
     if as_json:
         output.emit_json({"removed": name})
     else:

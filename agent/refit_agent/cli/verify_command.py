@@ -21,6 +21,9 @@ from refit_agent.progress import Progress
 from refit_agent.shown_url import shown
 from refit_agent.signature import SIGNATURE_NAME
 
+#: Files that the manifest does not name are shown up to this number; a bundle may lie in a folder with others.
+_MOST_NAMED = 20
+
 
 class _Verdict(NamedTuple):
     ref: FileRef
@@ -35,12 +38,15 @@ class _Verdict(NamedTuple):
 @json_option
 def verify(bundle: str, public_key: tuple[str, ...], as_json: bool) -> int:
     """Read every file of BUNDLE whole and compare it with size and SHA-256 in the manifest, and the manifest with
-    its signatures. The exit code is 3 if anything is missing or differs, or if none of the keys signed it.
+    its signatures. The exit code is 3 if anything is missing or differs, or if none of the keys signed it. Files that
+    the manifest does not name are listed, and are no fault.
 
     \b
     Example:
       refit-agent verify /opt/app/bundle
     """
+    from refit_agent.authoring.overview import strangers_in
+
     opened = Bundle.open(bundle, pinned_keys(public_key))
     signers = _signers(opened)
     refs = _files(opened)
@@ -50,9 +56,10 @@ def verify(bundle: str, public_key: tuple[str, ...], as_json: bool) -> int:
     with open(os.path.join(opened.root, MANIFEST_NAME), "rb") as file:
         unknown = unknown_fields(file.read())
     unchecked = [m.name for m in opened.manifest.models if not m.golden]
+    unnamed = list(strangers_in(opened))
     if as_json:
         files = [_document(verdict) for verdict in verdicts]
-        output.emit_json({"bundle": opened.root, "ok": not faults, "files": files, "signed_by": signers, "unknown_fields": unknown, "models_without_golden": unchecked})  # fmt: skip
+        output.emit_json({"bundle": opened.root, "ok": not faults, "files": files, "signed_by": signers, "unknown_fields": unknown, "models_without_golden": unchecked, "unnamed_files": unnamed})  # fmt: skip
     else:
         for verdict in verdicts:
             output.emit(_words(verdict))
@@ -66,6 +73,10 @@ def verify(bundle: str, public_key: tuple[str, ...], as_json: bool) -> int:
             output.emit(f"warning: {where} is no field that this version knows: misspelt, or newer; it has no effect")
         for name in unchecked:
             output.emit(f"warning: model {name!r} has no golden data, so its engines are not checked for right results")
+        for path in unnamed[:_MOST_NAMED]:
+            output.emit(f"notice: {path} is in the folder, and the manifest does not name it: nothing will use it")
+        if len(unnamed) > _MOST_NAMED:
+            output.emit(f"notice: neither does it name {output.count_text(len(unnamed) - _MOST_NAMED, 'more file')}")
         if faults:
             output.emit(f"  hint: {BundleError.advice}")
     return BundleError.exit_code if faults else 0

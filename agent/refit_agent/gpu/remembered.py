@@ -13,6 +13,7 @@ import sys
 
 import msgspec
 
+from refit_agent.leftovers import drop_leftovers
 from refit_agent.machine import Machine
 
 FILE = "machine.json"
@@ -96,6 +97,7 @@ def _replace(path: str, data: bytes) -> None:
     # Imported late: readers do not need it.
     import tempfile
 
+    drop_leftovers(os.path.dirname(path), FILE + ".")
     fd, temporary = tempfile.mkstemp(prefix=FILE + ".", dir=os.path.dirname(path))  # mode 0600
     try:
         with os.fdopen(fd, "wb") as file:

@@ -18,11 +18,13 @@ from functools import partial
 
 import msgspec
 
-from refit_agent.digest import Identity, identity_of, require_identity, require_match, verify_file
+from refit_agent.digest import Identity, hash_file, identity_of, require_identity, require_match, verify_file
 from refit_agent.errors import (
     BundleFileMismatch,
     BundleFileMissing,
+    CacheUnwritable,
     PlanInvalid,
+    PlanRefused,
     WeightsMismatch,
     WeightUnsupported,
 )
@@ -93,7 +95,7 @@ def run(job: Job, report: Report) -> Done:
     _require_asked(asked, job)
     with clock.phase("check") as step:
         files += _write_config(job)
-        how, error = _check_run(runtime, job, [f"{job.staging}/{file.name}" for file in files], step)
+        how, error = _checked(runtime, job, files, step)
         # Hashing and use open a file each: an update between the two would be published under the old hash.
         changed = [path for path, identity in _identities(job).items() if identity != before[path]]
         if changed:
@@ -302,6 +304,23 @@ def _write_config(job: Job) -> list[WrittenFile]:
     written = write_durably(f"{job.staging}/{CONFIG_NAME}", [(0, memoryview(data))])
     require_match(path, ref, written.sha256, written.size)
     return [written]
+
+
+def _checked(
+    runtime: Runtime, job: Job, files: Sequence[WrittenFile], on_plans: Callable[[int, int], None]
+) -> tuple[str, float | None]:
+    """As `_check_run`. A refusal is the plan's only if the disk gives back what was written."""
+    paths = [f"{job.staging}/{file.name}" for file in files]
+    try:
+        return _check_run(runtime, job, paths, on_plans)
+    except PlanRefused:
+        for path, file in zip(paths, files, strict=True):
+            if hash_file(path)[0] != file.sha256:
+                raise CacheUnwritable(path=path, detail="it does not read back as it was written") from None
+        if job.engine.runtime != "onnxruntime":
+            raise
+        # It reads the files by itself, and says of a disk or a process without descriptors that the plan is no good.
+        return _check_run(runtime, job, paths, on_plans)
 
 
 def _check_run(

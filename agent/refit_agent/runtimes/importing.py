@@ -1,11 +1,12 @@
-"""Import the very runtime that an engine was chosen for."""
+"""Import the very runtime that an engine was chosen for; and ONNX Runtime, which must not report to its maker."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refit_agent.errors import RuntimeChanged, RuntimeMissing
 from refit_agent.machine import version_tuple
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
     from refit_agent.refit.messages import Job
 
 _EXTRAS = {"onnxruntime": "cpu", "tensorrt_rtx": "rtx"}
+
+
+def import_onnxruntime() -> Any:
+    """The module onnxruntime, without its telemetry. Raises ImportError.
+
+    Official builds (1.31's are the first seen to, on Linux too) send events to their maker, and leave an identifier
+    of the machine and a database in the user's cache folder. The user of an app was never asked. What
+    ORT_DISABLE_TELEMETRY says already stays.
+    """
+    # Before the import: the library looks when it starts.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module("onnxruntime")
 
 
 def import_runtime(job: Job) -> ModuleType:
@@ -26,7 +39,7 @@ def import_runtime(job: Job) -> ModuleType:
     if job.module_folder:
         sys.path.insert(0, job.module_folder)
     try:
-        module = importlib.import_module(job.module)
+        module = import_onnxruntime() if job.module == "onnxruntime" else importlib.import_module(job.module)
     except (ImportError, OSError) as error:
         # It was found on the disk, or this engine would not have been chosen.
         hint = f"It is there, but its import failed ({error}): install it anew."

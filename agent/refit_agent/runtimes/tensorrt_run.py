@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,9 +61,9 @@ def run_engine(module: Any, engine: Any, inputs: Mapping[str, Array] | None) -> 
                     downloads.append((array, address))
         if not context.execute_async_v3(buffers.stream):
             raise RefitError(detail="The finished engine did not run on the check input.")
-        buffers.synchronize()
         for array, address in downloads:
             buffers.download(array, address)
+        buffers.synchronize()
         return {name: _widened(engine, name, array) for name, array in outputs.items()}
 
 
@@ -157,46 +157,70 @@ def _widened(engine: Any, name: str, array: Array) -> Array:
 
 
 class _Buffers:
-    """Device memory for one run, freed on exit."""
+    """Device memory and a stream for one run, given back when the block is left.
+
+    By the CUDA driver API, in the primary context of the one visible GPU: TensorRT, which uses the CUDA
+    runtime, is in the same one, so that addresses and the stream of either are good in both.
+    """
 
     def __init__(self) -> None:
-        from cuda.bindings import runtime  # 0.2 s, for the check run alone
+        from cuda.bindings import driver  # for the check run alone
 
-        self._cuda = runtime
-        self._addresses: list[int] = []
-        self.stream = int(self._call(runtime.cudaStreamCreate()))
+        self._cuda = driver
+        self._undo = contextlib.ExitStack()
+        self.stream = 0
 
     def __enter__(self) -> _Buffers:
+        with self._undo:  # what was taken goes back if one of these calls fails
+            self._call(self._cuda.cuInit, 0)
+            device = self._call(self._cuda.cuDeviceGet, 0)
+            context = self._call(self._cuda.cuDevicePrimaryCtxRetain, device)
+            self._undo.callback(self._give_back, self._cuda.cuDevicePrimaryCtxRelease, device)
+            self._call(self._cuda.cuCtxSetCurrent, context)
+            self.stream = int(self._call(self._cuda.cuStreamCreate, 0))
+            self._undo.callback(self._give_back, self._cuda.cuStreamDestroy, self.stream)
+            self._undo = self._undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for address in self._addresses:
-            with contextlib.suppress(DeviceFailed):  # a first error is on its way already
-                self._call(self._cuda.cudaFree(address))
-        with contextlib.suppress(DeviceFailed):
-            self._call(self._cuda.cudaStreamDestroy(self.stream))
+        # The other way round: memory, which waits for a run that still uses it, then stream, then context.
+        self._undo.close()
 
     def upload(self, array: Array) -> int:
-        """Address of a copy of ``array`` on the GPU."""
-        address = int(self._call(self._cuda.cudaMalloc(max(1, array.nbytes))))
-        self._addresses.append(address)
+        """Address of a copy of ``array`` on the GPU; the array must live until `synchronize`."""
+        # CUDA gives no memory of size 0.
+        address = int(self._call(self._cuda.cuMemAlloc, max(1, array.nbytes)))
+        self._undo.callback(self._give_back, self._cuda.cuMemFree, address)
         if array.nbytes:
-            kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-            self._call(self._cuda.cudaMemcpy(address, array.ctypes.data, array.nbytes, kind))
+            # On the run's own stream: a copy elsewhere may still be on its way to the GPU when the call returns,
+            # and which streams wait for the default one depends on how the process was set up.
+            self._call(self._cuda.cuMemcpyHtoDAsync, address, array.ctypes.data, array.nbytes, self.stream)
         return address
 
     def download(self, array: Array, address: int) -> None:
-        """Copy from the GPU into ``array``."""
+        """Copy from the GPU into ``array``, which has it after `synchronize`."""
         if array.nbytes:
-            kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            self._call(self._cuda.cudaMemcpy(array.ctypes.data, address, array.nbytes, kind))
+            self._call(self._cuda.cuMemcpyDtoHAsync, array.ctypes.data, address, array.nbytes, self.stream)
 
     def synchronize(self) -> None:
-        """Wait for the run; an error inside a kernel shows here."""
-        self._call(self._cuda.cudaStreamSynchronize(self.stream))
+        """Wait for all copies and the run; an error inside a kernel shows here."""
+        self._call(self._cuda.cuStreamSynchronize, self.stream)
 
-    def _call(self, result: tuple[Any, ...]) -> Any:
-        error, values = result[0], result[1:]
+    def _give_back(self, function: Callable[..., Any], handle: Any) -> None:
+        with contextlib.suppress(DeviceFailed):  # a first error is on its way already
+            self._call(function, handle)
+
+    def _call(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
+        try:
+            error, *values = function(*arguments)
+        except RuntimeError as reason:  # the driver library, or this function of it, is not there
+            raise DeviceFailed(detail=f"the NVIDIA driver cannot be called: {reason}") from reason
+        except (KeyError, ValueError) as reason:  # a number that these bindings do not know, from a newer driver
+            raise DeviceFailed(detail=f"CUDA error without a name ({reason})") from reason
         if int(error) != 0:
-            raise DeviceFailed(detail=f"CUDA error {int(error)} ({getattr(error, 'name', error)})")
+            raise DeviceFailed(detail=f"CUDA error {int(error)} ({self._name(error)})")
         return values[0] if values else None
+
+    def _name(self, error: Any) -> str:
+        _, name = self._cuda.cuGetErrorName(error)
+        return name.decode() if name else str(getattr(error, "name", "unknown"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ def test_files_that_hold_no_array(root: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:500])
     (tmp_path / "text.npy").write_text("1 2 3")
     before = tree(root)
-    for name in ("archive.npz", "objects.npy", "cut.npy", "text.npy", "none.npy", "."):
+    os.mkfifo(tmp_path / "pipe.npy")  # opening it would wait for a writer for ever
+    for name in ("archive.npz", "objects.npy", "cut.npy", "text.npy", "none.npy", "pipe.npy", "."):
         with pytest.raises(SettingInvalid, match="the input file"):
             add_golden(root, "mlp", inputs={"x": tmp_path / name})
     assert tree(root) == before

@@ -14,7 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from refit_agent.authoring import restore_onnx, strip_onnx
-from refit_agent.authoring.errors import ModelUnsupported, NotRestorable, OutputRefused, OutputUnwritable
+from refit_agent.authoring.errors import (
+    ModelUnsupported,
+    NotRestorable,
+    OutputInTheWay,
+    OutputRefused,
+    OutputUnwritable,
+)
 from refit_agent.authoring.stripping import restore as module
 from refit_agent.authoring.stripping.marker import KEY
 from refit_agent.errors import BundleError, OnnxExternalMissing
@@ -277,18 +283,31 @@ def test_a_target_where_external_data_belong(tmp_path: Path, model: Path, sent: 
 
 
 def test_a_target_that_is_no_file(tmp_path: Path, model: Path, sent: Path) -> None:
-    """Devices, folders and folders that are not there."""
+    """Devices, folders, and what would lie below a file."""
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     for target in (tmp_path / "folder", tmp_path / "fifo", Path("/dev/null")):
         with pytest.raises(OutputRefused, match="not a regular file"):
             restore_onnx(sent, model, target)
-    with pytest.raises(OutputUnwritable, match="no such folder"):
-        restore_onnx(sent, model, tmp_path / "nowhere" / "m.onnx")
     (tmp_path / "plain").write_bytes(b"")
     (tmp_path / "plain2").mkdir()
     (tmp_path / "plain2" / "more").write_bytes(b"")
     refused(sent, model, tmp_path / "plain2" / "m.onnx", OutputUnwritable, "more")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path, model: Path, sent: Path) -> None:
+    """Is made, with those above it."""
+    back = restore_onnx(sent, model, tmp_path / "nowhere" / "at" / "m.onnx")
+    assert back.identical and names(tmp_path / "nowhere" / "at") == ["m.onnx", "more", "more/v.bin", "w.bin"]
+
+
+def test_a_file_at_the_target_stays(model: Path, sent: Path, out: Path) -> None:
+    """Unless it is to be replaced."""
+    out.write_bytes(b"old")
+    refused(sent, model, out, OutputInTheWay, r"m\.onnx is there already\.")
+    with pytest.raises(OutputInTheWay):
+        restore_onnx(sent, model, out, on_progress=lambda *_: pytest.fail("gigabytes were read in vain"))
+    assert out.read_bytes() == b"old"
 
 
 def test_a_file_at_the_target_is_replaced_only_at_the_end(model: Path, sent: Path, out: Path) -> None:
@@ -302,10 +321,10 @@ def test_a_file_at_the_target_is_replaced_only_at_the_end(model: Path, sent: Pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        restore_onnx(sent, model, out, on_progress=stop)
+        restore_onnx(sent, model, out, force=True, on_progress=stop)
     assert out.read_bytes() == b"old" and names(out.parent) == ["m.onnx"]
     calls.clear()
-    restore_onnx(sent, model, out, on_progress=lambda done, total: calls.append((done, total)))
+    restore_onnx(sent, model, out, force=True, on_progress=lambda done, total: calls.append((done, total)))
     assert out.read_bytes() == model.read_bytes()
     assert calls == sorted(calls) and all(done <= total for done, total in calls)
 
@@ -340,7 +359,7 @@ def test_a_full_disk(model: Path, sent: Path, mounted: Callable[[str], Path]) ->
     big = model.parent / "w.bin"
     with open(big, "ab") as file:
         file.write(os.urandom(4 << 20))
-    strip_onnx(model, sent)
+    strip_onnx(model, sent, force=True)
     disk = mounted("size=2m")
     refused(sent, model, disk / "m.onnx", OutputUnwritable, "No space left")
     (model.parent / "more" / "v.bin").unlink()

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bundles import SIZE, make_onnx
 from refit_agent.authoring import restore_onnx, strip_onnx, zeroed_copy
-from refit_agent.authoring.errors import ModelUnsupported
+from refit_agent.authoring.errors import ModelUnsupported, OutputInTheWay, OutputRefused
 from refit_agent.authoring.stripping.tensors import OnnxFile, TensorWalk
 from refit_agent.weights import OnnxWeights
 from refit_agent.weights import wire_writer as pb
@@ -121,7 +121,7 @@ def save(path: Path, nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto
 
 def reasons(model: Path, **rule: object) -> dict[str, str]:
     """Label of each tensor -> why it stays."""
-    made = strip_onnx(model, model.with_name("s.onnx"), **rule)  # type: ignore[arg-type]
+    made = strip_onnx(model, model.with_name("s.onnx"), force=True, **rule)  # type: ignore[arg-type]
     return {t.place.label: t.stays for t in (*made.stripped, *made.kept)}
 
 
@@ -188,7 +188,7 @@ def test_a_zeroed_model_runs_and_gives_zeros(tmp_path: Path) -> None:
     make_onnx(tmp_path / "m.onnx", external="w1.bin")
     x = np.ones((2, SIZE), np.float32)
     for zeros in (True, False):
-        made = strip_onnx(tmp_path / "m.onnx", tmp_path / "s.onnx", zeros=zeros)
+        made = strip_onnx(tmp_path / "m.onnx", tmp_path / "s.onnx", zeros=zeros, force=True)
         if not zeros:
             (tmp_path / "s.onnx.zeros").unlink()
             assert onnx.load(str(tmp_path / "s.onnx"), load_external_data=False).graph.initializer[0].dims
@@ -296,6 +296,45 @@ def test_a_model_of_more_than_2_gib(tmp_path: Path) -> None:
     with OnnxWeights(tmp_path / "z.onnx") as weights:
         assert weights["w"].shape == (count,) and not weights["v"].array().any()
     assert (tmp_path / "s.onnx").stat().st_size < 1000
+
+
+@pytest.mark.parametrize("name", ["s.onnx", "s.onnx.zeros"])
+def test_a_file_that_is_there_stays(tmp_path: Path, name: str) -> None:
+    """Unless it is to be replaced; the small form writes no zeros, and so finds none in its way."""
+    make_onnx(tmp_path / "m.onnx", external="w1.bin")
+    (tmp_path / name).write_bytes(b"mine")
+    steps: list[tuple[int, int]] = []
+    with pytest.raises(OutputInTheWay, match=rf"/{name} is there already\."):
+        strip_onnx(tmp_path / "m.onnx", tmp_path / "s.onnx", zeros=True, on_progress=lambda *step: steps.append(step))
+    assert steps == []  # not after gigabytes have been written
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "home") == sorted(["m.onnx", "w1.bin", name])
+    if name == "s.onnx.zeros":
+        assert strip_onnx(tmp_path / "m.onnx", tmp_path / "s.onnx").size
+    assert (tmp_path / name).read_bytes() == b"mine"
+    assert strip_onnx(tmp_path / "m.onnx", tmp_path / "s.onnx", zeros=True, force=True).zeros_path
+    assert (tmp_path / name).read_bytes() != b"mine"
+
+
+def test_a_file_that_comes_while_the_copy_is_written(tmp_path: Path) -> None:
+    """It was not there to be refused, and is somebody's all the same."""
+    make_onnx(tmp_path / "m.onnx")
+    with pytest.raises(OutputRefused, match="meanwhile"):
+        strip_onnx(tmp_path / "m.onnx", tmp_path / "s.onnx", on_progress=lambda *_: (tmp_path / "s.onnx").touch())
+    assert (tmp_path / "s.onnx").read_bytes() == b""
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """Is made, with those above it, and goes again if nothing comes of it."""
+    make_onnx(tmp_path / "m.onnx")
+
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        strip_onnx(tmp_path / "m.onnx", tmp_path / "none/at/all/s.onnx", on_progress=stop)
+    assert not (tmp_path / "none").exists()
+    strip_onnx(tmp_path / "m.onnx", tmp_path / "none/at/all/s.onnx", zeros=True)
+    assert (tmp_path / "none/at/all/s.onnx").exists()
 
 
 def test_a_stripped_model_is_not_stripped_again(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ DAMAGE = {
     "nul": (lambda f: _entry_json(f, plan="a\0", files=[{"name": "a\0", **FILE}]), "outside its folder"),
     "plan is a link": (
         lambda f: (os.rename(f / "plan", f.parent / "p"), os.symlink("../p", f / "plan")),
-        "bytes and should have",
+        "plan is not a file",
     ),
 }
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from bundles import SIZE
 from plan_files import one_model_bundle, tree
+from refit_agent.authoring.new_bundle import init_bundle
+from refit_agent.authoring.new_model import add_model
 
 from .command import Cli
 
@@ -43,6 +46,19 @@ def test_as_json_with_a_file(cli: Cli, root: Path, tmp_path: Path) -> None:
     assert "x: float32 2x48, from a file" in cli("bundle", "golden", root, "mlp", "--clear", "--input", f"x={tmp_path}/x=1.npy").out  # fmt: skip
 
 
+def test_what_integers_mean_is_for_the_caller_to_say(cli: Cli, tmp_path: Path) -> None:
+    """Until he does, they are 0 and 1, and the command says so."""
+    values = [helper.make_tensor_value_info(n, TensorProto.INT64, [4]) for n in ("ids", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["ids"], ["y"])], "g", values[:1], values[1:])
+    onnx = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "m.onnx").write_bytes(onnx.SerializeToString())
+    root = tmp_path / "b"
+    init_bundle(root, app_id="org.example.test", name="Test", version="1.0")
+    add_model(root, "m", tmp_path / "m.onnx")
+    assert "input ids: int64 4, random 0 and 1 (say with --range" in cli("bundle", "golden", root, "m").out
+    assert "input ids: int64 4, random, seed 0\n" in cli("bundle", "golden", root, "m", "--range", "ids=0:99").out
+
+
 def test_a_shape_may_be_a_range(cli: Cli, root: Path) -> None:
     """Of which the seed picks one."""
     shapes = {
@@ -52,6 +68,13 @@ def test_a_shape_may_be_a_range(cli: Cli, root: Path) -> None:
         for seed in range(4)
     }
     assert len(shapes) > 1 and shapes <= set(range(1, 10))
+
+
+@pytest.mark.parametrize("shape", [f"x=3x{SIZE}", f"x:3x{SIZE}", f"'x':3x{SIZE}"])
+def test_a_shape_is_written_as_for_a_build(cli: Cli, root: Path, shape: str) -> None:
+    """With a colon or an equals sign; a name may stand in quotes."""
+    document = cli("bundle", "golden", root, "mlp", "--shape", shape, "--json").document
+    assert document["inputs"][0]["shape"] == [3, SIZE]
 
 
 def test_clear(cli: Cli, root: Path) -> None:
@@ -66,8 +89,10 @@ def test_clear(cli: Cli, root: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (["--shape", "x"], 2, "--shape takes NAME=VALUE, and 'x' is not of that form"),
-        (["--shape", "x=axb"], 2, "'a' is no dimension such as 64 or 1..8"),
+        (["--shape", "x"], 2, "--shape has 'x', which does not begin with a shape such as input:1x3x224x224"),
+        (["--shape", "x=axb"], 2, "--shape has 'x=axb', which does not"),
+        (["--shape", "x:12345678901x3"], 2, "'12345678901' is no dimension such as 64 or 1..8"),
+        (["--shape", "x:1x2,x:1x3"], 2, "gives the input 'x' twice"),
         (["--shape", "x=1x2", "--shape", "x=1x3"], 2, "names the input 'x' twice"),
         (["--shape", f"x=1x{SIZE + 1}"], 2, "in dimension 1"),
         (["--range", "x=1"], 2, "is not LOW:HIGH, two numbers"),

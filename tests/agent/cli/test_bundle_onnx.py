@@ -84,9 +84,12 @@ def test_the_check_is_an_option(cli: Cli, tmp_path: Path) -> None:
     command = ["bundle", "canonicalize", str(tmp_path / "m.onnx"), str(tmp_path / "o.onnx")]
     ran = cli(*command, "--no-check")
     assert ran.code == 0 and "results not compared" in ran.out and "it was not asked for" in ran.out
-    document = cli(*command, "--input-shape", "x:1x3x5x7", "--json").document
-    assert document["check"]["inputs"] == {"x": [1, 3, 5, 7]}
-    ran = cli(*command, "--input-shape", "x:1x4x5x7")
+    ran = cli(*command, "--no-check", "--json")
+    assert (ran.code, ran.document["error"]["code"]) == (3, "output-in-the-way")
+    for shape in ("x:1x3x5x7", "x=1x3x5x7"):
+        document = cli(*command, "--input-shape", shape, "--force", "--json").document
+        assert document["check"]["inputs"] == {"x": [1, 3, 5, 7]}
+    ran = cli(*command, "--input-shape", "x:1x4x5x7", "--force")
     assert ran.code == 3 and "[model-unsupported]" in ran.err and "[1, 4, 5, 7]" in ran.err
 
 
@@ -109,14 +112,14 @@ def test_orders_that_cannot_be_read(cli: Cli, tmp_path: Path, content: str | Non
 
 
 def test_errors_have_their_codes(cli: Cli, tmp_path: Path) -> None:
-    """A damaged model, an output that is the model, a folder that is not there."""
+    """A damaged model, an output that is the model, a folder that cannot be made."""
     make_onnx(tmp_path / "m.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"\x3agarbage")
     for model, out, code in (
         ("bad.onnx", "o.onnx", "onnx-malformed"),
         ("none.onnx", "o.onnx", "bundle-file-missing"),
         ("m.onnx", "m.onnx", "output-refused"),
-        ("m.onnx", "none/o.onnx", "output-unwritable"),
+        ("m.onnx", "bad.onnx/o.onnx", "output-unwritable"),
     ):
         ran = cli("bundle", "canonicalize", tmp_path / model, tmp_path / out, "--json")
         assert (ran.code, ran.document["error"]["code"]) == (3, code)

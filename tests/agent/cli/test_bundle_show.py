@@ -93,6 +93,17 @@ def test_size(cli: Cli, root: Path) -> None:
     assert document["models"][0]["engines"][0]["stripped"] == 40_000
 
 
+def test_size_without_an_engine_for_a_gpu(cli: Cli, tmp_path: Path) -> None:
+    """There is nothing that full plans would be in place of, and so nothing is said to be saved or wasted."""
+    root = one_model_bundle(tmp_path / "b")
+    add_cpu_engine(root, "mlp")
+    lines = cli("bundle", "size", root).out.splitlines()
+    assert lines[0].split() == ["engine", "shipped"]
+    assert lines[2].split()[0] == "cpu-fp32.onnx.zst" and lines[2].endswith("B")
+    assert lines[3].startswith("shipped: ") and "models 18.4 KiB" in lines[3]
+    assert lines[4:] == ["it has no engine for a GPU, so there are no full plans to compare it with"]
+
+
 def test_shares() -> None:
     """As many digits as tell it from the whole, and never the whole if it is not."""
     assert [share_text(s) for s in (0.0, 0.684, 0.987, 0.9986, 0.99999, 1.0)] == [

@@ -19,10 +19,11 @@ from .command import Cli
 def test_there_and_back(cli: Cli, tmp_path: Path) -> None:
     """Text for people, one document with --json, and the original bit for bit."""
     make_onnx(tmp_path / "m.onnx", external="w1.bin")
-    (tmp_path / "out").mkdir()
     ran = cli("bundle", "strip-onnx", tmp_path / "m.onnx", tmp_path / "s.onnx")
     assert ran.code == 0 and "without the values of 3 tensors" in ran.out and "truncate -s" in ran.out
-    document = cli("bundle", "strip-onnx", tmp_path / "m.onnx", tmp_path / "s.onnx", "--json").document
+    ran = cli("bundle", "strip-onnx", tmp_path / "m.onnx", tmp_path / "s.onnx", "--json")
+    assert (ran.code, ran.document["error"]["code"]) == (3, "output-in-the-way")
+    document = cli("bundle", "strip-onnx", tmp_path / "m.onnx", tmp_path / "s.onnx", "--force", "--json").document
     assert document["path"] == str(tmp_path / "s.onnx")
     assert document["size"] == (tmp_path / "s.onnx").stat().st_size < 2000
     assert document["stripped"] == {"tensors": 3, "bytes": 2 * 48 * 48 * 4 + 48 * 4}
@@ -30,9 +31,9 @@ def test_there_and_back(cli: Cli, tmp_path: Path) -> None:
 
     ran = cli("bundle", "restore-onnx", tmp_path / "s.onnx", tmp_path / "m.onnx", tmp_path / "out" / "m.onnx")
     assert ran.code == 0 and "bit for bit" in ran.out and "w1.bin" in ran.out
-    document = cli(
-        "bundle", "restore-onnx", tmp_path / "s.onnx", tmp_path / "m.onnx", tmp_path / "out" / "m.onnx", "--json"
-    ).document
+    command = ["bundle", "restore-onnx", tmp_path / "s.onnx", tmp_path / "m.onnx", tmp_path / "out" / "m.onnx"]
+    assert cli(*command, "--json").document["error"]["code"] == "output-in-the-way"
+    document = cli(*command, "--force", "--json").document
     assert document["identical"] is True and document["restored"] == 3 and document["external"] == ["w1.bin"]
     for name in ("m.onnx", "w1.bin"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
@@ -46,6 +47,7 @@ def test_zeros_and_what_stays(cli: Cli, tmp_path: Path) -> None:
     command = ["bundle", "strip-onnx", str(tmp_path / "m.onnx"), str(tmp_path / "z.onnx"), "--zeros"]
     ran = cli(*command)
     assert ran.code == 0 and "keeps its values: table, int64, 2.3 KiB (integer)" in ran.out
+    command.append("--force")
     assert cli(*command, "--json").document["kept"]["large"][0]["name"] == "table"
     assert cli(*command, "--strip-integers", "--json").document["stripped"]["tensors"] == 1
     assert not numpy_helper.to_array(onnx.load(str(tmp_path / "z.onnx")).graph.initializer[0]).any()

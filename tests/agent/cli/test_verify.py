@@ -46,6 +46,25 @@ def test_every_fault_is_listed(cli: Cli, edited: Edit) -> None:
     assert spoken.code == 3 and spoken.out.count("FAULT") == 3 and "3 with faults" in spoken.out
 
 
+def test_what_the_manifest_does_not_name_is_no_fault(cli: Cli, edited: Edit) -> None:
+    """Notes, leftovers, a plan that somebody forgot to add: named, and some of many."""
+    more = edited(lambda manifest: None)
+    assert "notice" not in cli("verify", more).out and cli("verify", more, "--json").document["unnamed_files"] == []
+    (more / "classifier" / "old plans").mkdir()
+    (more / "classifier" / "old plans" / "forgotten.plan").write_bytes(b"plan")
+    (more / "notes.txt").symlink_to("nowhere")
+    (more / ".refit-agent-staging-1").mkdir()
+    (more / ".refit-agent-staging-1" / "half.plan").touch()
+    ran = cli("verify", more)
+    assert ran.code == 0 and "4 files, " in ran.out and ran.out.count("notice: ") == 2
+    assert "notice: classifier/old plans/forgotten.plan is in the folder, and the manifest does not name it" in ran.out
+    assert cli("verify", more, "--json").document["unnamed_files"] == ["notes.txt", "classifier/old plans/forgotten.plan"]  # fmt: skip
+    for number in range(30):
+        (more / f"{number}.log").touch()
+    ran = cli("verify", more)
+    assert ran.out.count("notice: ") == 21 and "neither does it name 12 more files" in ran.out
+
+
 def test_no_bundle(cli: Cli, tmp_path: Path) -> None:
     """A folder without a manifest, and a manifest that is none."""
     assert cli("verify", tmp_path).code == 3

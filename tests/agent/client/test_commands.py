@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bundles import MODEL, make_bundle
+from refit_agent import __version__
 
 from .conftest import Serve
 from .fake_service import STATUS, Asked, Peer
@@ -81,6 +85,46 @@ def test_watch_shows_changes_and_ends_when_asked_to(serve: Serve) -> None:
     assert run("watch", "--json")["idle"]
 
 
+def _doctor() -> dict[str, Any]:
+    (check,) = [check for check in run("doctor", "--json")["checks"] if check["name"] == "service"]
+    return dict(check)
+
+
+def test_doctor_says_whether_the_service_runs(serve: Serve, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its version and its place; none, or one that is not wanted, is no fault."""
+    place = str(home / "run" / "agent.sock")
+    check = _doctor()
+    assert check["status"] == "ok" and f"none runs at {place}" in check["summary"]
+    assert check["facts"] == {"socket": place, "runs": False}
+    serve(lambda peer, asked: peer.json(STATUS | {"version": __version__}))
+    check = _doctor()
+    assert (check["status"], check["advice"]) == ("ok", "")
+    assert check["summary"] == f"refit-agent {__version__} runs as process {STATUS['pid']} at {place}"
+    monkeypatch.setenv("REFIT_AGENT_SOCKET", "")
+    assert _doctor()["summary"] == "not used: REFIT_AGENT_SOCKET is empty"
+
+
+def test_doctor_warns_of_a_service_of_another_version(serve: Serve) -> None:
+    """As after an update: it still runs what it was started with."""
+    serve(lambda peer, asked: peer.json(STATUS | {"version": "0.0.1"}))
+    check = _doctor()
+    assert check["status"] == "warn" and "refit-agent 0.0.1 runs" in check["summary"] and __version__ in check["advice"]
+
+
+def test_doctor_warns_of_what_is_no_service(serve: Serve, socket_file: Path) -> None:
+    """What answers nonsense, and a file in the socket's place; a socket that one left behind is no fault."""
+    serve(lambda peer, asked: peer.send(b"what?\r\n\r\n"))
+    check = _doctor()
+    assert check["status"] == "warn" and "cannot be used" in check["summary"]
+    socket_file.unlink()
+    socket_file.touch()
+    assert "it is not a socket" in _doctor()["summary"]
+    socket_file.unlink()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(socket_file))
+    assert _doctor()["status"] == "ok"
+
+
 def test_watch_ends_with_ctrl_c(serve: Serve) -> None:
     """As every command does."""
     service = serve()
@@ -107,6 +151,21 @@ def test_bundles_are_added_listed_and_removed(serve: Serve, bundle: Path, tmp_pa
     assert service.bundles["0123456789abcdef"]["path"] == os.path.abspath("relative")
     run("unregister", "0123456789abcdef")
     assert service.bundles == {}
+
+
+def test_what_is_not_registered_cannot_be_removed(serve: Serve) -> None:
+    """The hint is for somebody who meant another, not for somebody who wants the bundle."""
+
+    def answer(peer: Peer, asked: Asked) -> None:
+        if asked.method == "GET":
+            peer.json({"bundles": []})
+        else:
+            peer.problem("no-such-bundle", 404, id="nope")
+
+    serve(answer)
+    text = run("unregister", "nope", code=8)
+    assert "No bundle is registered as 'nope'." in text
+    assert "'refit-agent registered' lists" in text and "Register its folder" not in text
 
 
 def test_path_and_provision_use_the_service(serve: Serve, bundle: Path, tmp_path: Path) -> None:

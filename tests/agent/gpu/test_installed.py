@@ -11,7 +11,7 @@ import pytest
 from refit_agent.gpu.folders import search_folders
 from refit_agent.gpu.installed import installed_runtimes
 from refit_agent.machine import InstalledRuntime
-from refit_agent.refit import launch
+from refit_agent.refit import worker_process
 
 
 def site(folder: Path, *infos: str, **packages: str) -> str:
@@ -115,7 +115,7 @@ def test_which_folders_are_searched(tmp_path: Path) -> None:
 
 def test_the_worker_gets_what_was_searched() -> None:
     """Otherwise a runtime is found here and not there, or the other way round, at every launch."""
-    given = launch.worker_search_path()
+    given = worker_process.worker_search_path()
     assert given[: len(search_folders()[0])] == list(search_folders()[0])
 
 

@@ -129,7 +129,7 @@ def test_a_worker_that_breaks_the_protocol_and_goes_on_is_stopped(
     job: Job, tmp_path: Path, evil_runtime: Install, nonsense: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller does not wait for it beyond a moment, let alone beyond the deadline."""
-    monkeypatch.setattr("refit_agent.refit.launch.LAST_BREATH_S", 0.3)
+    monkeypatch.setattr("refit_agent.refit.worker_process.LAST_BREATH_S", 0.3)
     pids = tmp_path / "pids"
     find = "fd = next(f for f in range(3, 30) if os.path.realpath(f'/proc/self/fd/{f}').startswith('/proc') and 'pipe' in os.readlink(f'/proc/self/fd/{f}') and os.access(f'/proc/self/fd/{f}', os.W_OK) and (__import__('fcntl').fcntl(f, 3) & 3) == 1)\n"
     evil_runtime(_tells_pids(pids) + find + nonsense + "\ntime.sleep(300)")
@@ -318,7 +318,7 @@ def test_runs_leave_no_threads_and_no_descriptors(job: Job, tmp_path: Path, evil
         with pytest.raises(WorkerCrashed):
             run(job, tmp_path)
     ends = time.monotonic() + 5
-    while any(t.name == "refit-worker-events" for t in threading.enumerate()) and time.monotonic() < ends:
+    while any(t.name == "worker-events" for t in threading.enumerate()) and time.monotonic() < ends:
         time.sleep(0.01)
-    assert not any(t.name == "refit-worker-events" for t in threading.enumerate())
+    assert not any(t.name == "worker-events" for t in threading.enumerate())
     assert len(os.listdir("/proc/self/fd")) == before

@@ -11,22 +11,22 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import refit_agent
+from fakes_tensorrt import build_driver
+from module_contract import Answers, ask, faults_of, installed, unavailable, uses
 from refit_agent.runtimes.tensorrt_plan import DTYPES
 from refit_agent.runtimes.tensorrt_run import _NUMPY
 
 SOURCE = Path(refit_agent.__file__).parent
-CACHE = Path(__file__).parents[2] / ".runtimes"
 OLDER = "10.16.1.11"
+OLDER_BINDINGS = "12.9.0"
 
 # ---------------------------------------------------------------- what is used
 
@@ -130,127 +130,47 @@ ALSO: dict[tuple[str, str], str] = {
 }
 
 
-def uses(file: str, types: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Attributes of the expressions in ``types`` in a file of ours, getattr and hasattr with a name included."""
-    for node in ast.walk(ast.parse((SOURCE / file).read_text())):
-        if isinstance(node, ast.Attribute):
-            owner = types.get(ast.unparse(node.value))
-            if owner is not None:
-                yield owner, node.attr
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
-            owner = types.get(ast.unparse(node.args[0]))
-            if owner is not None and isinstance(node.args[1], ast.Constant):
-                yield owner, node.args[1].value
-
-
 def test_every_use_of_tensorrt_has_a_line_in_the_contract() -> None:
     """And no line is there for what nothing uses."""
-    found = {use for file, types in TYPES.items() for use in uses(file, types)}
+    found = {use for file, types in TYPES.items() for use in uses(SOURCE / file, types)}
     assert found == set(CONTRACT)
 
 
 # ---------------------------------------------------------------- what there is
 
-_ASK = """
-import importlib, json, os, sys
-module = importlib.import_module(sys.argv[1])
-answers = {"": module.__version__}
-for name in json.loads(sys.argv[2]):
-    found = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if found is None:
-        answers[name] = None
-    elif isinstance(found, property):
-        answers[name] = "settable" if found.fset else "property"
-    elif name.rpartition(".")[2] in getattr(type(found), "__members__", {}):
-        answers[name] = "member"
-    elif isinstance(found, type):
-        answers[name] = "class"
-    else:
-        answers[name] = found if isinstance(found, str) else found.__doc__
-print(json.dumps(answers), flush=True)
-os._exit(0)  # its libraries may crash in their exit handlers
-"""
+WHOLE = {**CONTRACT, **ALSO}
 
 
-def ask(module: str, folder: Path | None) -> dict[str, Any]:
+def ask_in(folder: Path | None, module: str) -> Answers:
     """What the module in ``folder`` (None: the one installed) says of every name of the contract."""
-    names = [".".join(filter(None, key)) for key in {**CONTRACT, **ALSO}]
-    env = {**os.environ, "PYTHONPATH": "" if folder is None else str(folder)}
-    command = [sys.executable, "-c", _ASK, module, json.dumps(names)]
-    run = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    answers: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return answers
-
-
-def check(answers: dict[str, Any], *, without: frozenset[str] = frozenset()) -> list[str]:
-    """What does not read as the contract says."""
-    faults = []
-    for (owner, name), wanted in {**CONTRACT, **ALSO}.items():
-        got = answers[".".join(filter(None, (owner, name)))]
-        if name in without and got is None:
-            continue
-        kinds = {
-            "class": ("class",),
-            "member": ("member",),
-            "settable": ("settable",),
-            "property": ("property", "settable"),
-        }
-        if wanted == "str":
-            fits = isinstance(got, str)
-        elif wanted in kinds:
-            fits = got in kinds[wanted]
-        else:
-            fits = got is not None and re.search(rf"\b{name}{wanted}", got) is not None
-        if not fits:
-            faults.append(f"{owner}.{name}: wanted {wanted}, there is {got}")
-    return faults
-
-
-def _unavailable(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return ask(module, WHOLE, {**os.environ, "PYTHONPATH": "" if folder is None else str(folder)})
 
 
 @pytest.fixture(scope="session")
 def older_lean() -> Path:
-    """The folder of tensorrt-lean 10.16, installed once beside the tests."""
-    folder = CACHE / f"tensorrt-lean-{OLDER}-cp{sys.version_info.major}{sys.version_info.minor}"
-    if folder.exists():
-        return folder
-    fresh = CACHE / f"new-{os.getpid()}"
+    """The folder of tensorrt-lean 10.16."""
     packages = [f"tensorrt-lean-cu12{part}=={OLDER}" for part in ("", "-bindings", "-libs")]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(fresh), *packages]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=250)
-        if run.returncode:
-            shutil.rmtree(fresh, ignore_errors=True)
-            _unavailable(f"pip cannot install tensorrt-lean {OLDER}: {run.stderr.strip()[-500:]}")
-    except subprocess.TimeoutExpired:
-        shutil.rmtree(fresh, ignore_errors=True)
-        _unavailable(f"pip takes too long to install tensorrt-lean {OLDER}")
-    if folder.exists():  # another run of the tests was faster
-        shutil.rmtree(fresh)
-    else:
-        fresh.rename(folder)
-    return folder
+    return installed(f"tensorrt-lean-{OLDER}", packages)
+
+
+@pytest.fixture(scope="session")
+def older_bindings() -> Path:
+    """The folder of the oldest cuda-bindings that the extra cu12 takes."""
+    return installed(f"cuda-bindings-{OLDER_BINDINGS}", [f"cuda-bindings=={OLDER_BINDINGS}"])
 
 
 def test_tensorrt_lean_10_has_all_that_we_use(older_lean: Path) -> None:
     """The oldest lean runtime that refits on its own."""
-    answers = ask("tensorrt_lean", older_lean)
-    assert answers[""] == OLDER
-    assert check(answers) == []
+    answers = ask_in(older_lean, "tensorrt_lean")
+    assert answers["__version__"] == OLDER
+    assert faults_of(answers, WHOLE) == []
 
 
 def test_the_installed_tensorrt_lean_has_all_that_we_use() -> None:
     """The one that the project depends on."""
     if importlib.util.find_spec("tensorrt_lean") is None:
-        _unavailable("tensorrt_lean is not installed")
-    assert check(ask("tensorrt_lean", None)) == []
+        unavailable("tensorrt_lean is not installed")
+    assert faults_of(ask_in(None, "tensorrt_lean"), WHOLE) == []
 
 
 @pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
@@ -258,23 +178,23 @@ def test_the_other_modules_have_all_that_we_use(module: str) -> None:
     """The same classes under other names; TensorRT before 10 may lack what we ask it for first."""
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
-    answers = ask(module, None)
-    old = module == "tensorrt" and int(answers[""].split(".")[0]) < 10
+    answers = ask_in(None, module)
+    old = module == "tensorrt" and int(answers["__version__"].split(".")[0]) < 10
     lacks = {"get_weights_prototype", "create_serialization_config", "serialize_with_config", "clear_flag"}
     lacks |= {"get_tensor_profile_values"}
     lacks |= {"SerializationFlag", "EXCLUDE_WEIGHTS", "INCLUDE_REFIT", *DTYPES.values()}
-    assert check(answers, without=frozenset(lacks) if old else frozenset()) == []
+    assert faults_of(answers, WHOLE, without=lacks if old else ()) == []
 
 
 def test_a_contract_that_is_broken_is_seen() -> None:
     """The check itself: a name gone, a signature changed, a property that cannot be set any more."""
     if importlib.util.find_spec("tensorrt_lean") is None:
-        _unavailable("tensorrt_lean is not installed")
-    answers = ask("tensorrt_lean", None)
+        unavailable("tensorrt_lean is not installed")
+    answers = ask_in(None, "tensorrt_lean")
     answers["Refitter.set_named_weights"] = "set_named_weights(self: a.Refitter, name: str) -> bool"
     answers["Runtime.max_threads"] = "property"
     answers["DataType.BF16"] = None
-    assert [fault.split(":")[0] for fault in check(answers)] == [
+    assert [fault.split(":")[0] for fault in faults_of(answers, WHOLE)] == [
         "Runtime.max_threads",
         "Refitter.set_named_weights",
         "DataType.BF16",
@@ -285,35 +205,117 @@ def test_a_contract_that_is_broken_is_seen() -> None:
 
 #: Function -> number of its arguments.
 CUDA_CALLS = {
-    "cudaMalloc": 1,
-    "cudaFree": 1,
-    "cudaMemcpy": 4,
-    "cudaStreamCreate": 0,
-    "cudaStreamDestroy": 1,
-    "cudaStreamSynchronize": 1,
+    "cuInit": 1,
+    "cuDeviceGet": 1,
+    "cuDevicePrimaryCtxRetain": 1,
+    "cuDevicePrimaryCtxRelease": 1,
+    "cuCtxSetCurrent": 1,
+    "cuStreamCreate": 1,
+    "cuStreamDestroy": 1,
+    "cuStreamSynchronize": 1,
+    "cuMemAlloc": 1,
+    "cuMemFree": 1,
+    "cuMemcpyHtoDAsync": 4,
+    "cuMemcpyDtoHAsync": 4,
+    "cuGetErrorName": 1,
 }
-CUDA_KINDS = {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"}
 
 
 def test_cuda_bindings_have_all_that_we_use() -> None:
-    """Every function with as many arguments as we give it, as its documentation tells, and both directions of a copy."""
-    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-    types = {"self._cuda": "", "self._cuda.cudaMemcpyKind": "kind", "runtime": ""}
-    found = set(uses("runtimes/tensorrt_run.py", types))
-    assert found == {("", name) for name in (*CUDA_CALLS, "cudaMemcpyKind")} | {("kind", name) for name in CUDA_KINDS}
-    for name in CUDA_KINDS:
-        assert hasattr(runtime.cudaMemcpyKind, name)
+    """Every function with as many arguments as we give it, as its documentation tells."""
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    found = {name for _, name in uses(SOURCE / "runtimes/tensorrt_run.py", {"self._cuda": ""})}
+    assert found == set(CUDA_CALLS)
     for name, count in CUDA_CALLS.items():
-        signature = re.match(rf"{name}\((.*?)\)", getattr(runtime, name).__doc__)
+        signature = re.match(rf"{name}\((.*?)\)", getattr(driver, name).__doc__)
         assert signature is not None, name
         assert len([part for part in signature[1].split(",") if part.strip()]) == count, signature[0]
+
+
+_CHECK_RUN = """
+import ctypes, json, sys
+import numpy as np
+from fakes_tensorrt import FakeTensorRt, output, plan, tensor
+from refit_agent.errors import DeviceFailed
+from refit_agent.runtimes.tensorrt_run import run_engine
+
+module = FakeTensorRt()
+empty = ((0, 4),) * 3
+io = [tensor("x"), tensor("e", shapes=empty), output("y", "x"), output("z", "e")]
+answers = {}
+for factor in (1, 2):
+    values = np.arange(8, dtype=np.float32).reshape(2, 4) * np.float32(factor)
+    try:
+        got = run_engine(module, module.engine(plan(io=io)), {"x": values, "e": np.zeros((0, 4), np.float32)})
+        answers[factor] = got["y"].tolist() == values.tolist() and got["z"].shape == (0, 4)
+    except DeviceFailed as error:
+        answers[factor] = str(error)
+library = ctypes.CDLL("libcuda.so.1")
+left = [ctypes.c_int.in_dll(library, name).value for name in ("allocations", "streams", "held")]
+from cuda import bindings
+print(json.dumps([bindings.__version__, answers, left, "cuda.bindings.runtime" in sys.modules]))
+"""
+
+
+def check_run(bindings: Path | None, driver: Path, **environment: str) -> tuple[str, dict[str, Any]]:
+    """Two check runs by the real bindings in ``bindings`` (None: those installed) on a stand-in for the driver.
+
+    Gives the version of the bindings, and of every run whether it was right, or the error's text.
+    """
+    path = [str(Path(__file__).parents[2]), *([str(bindings)] if bindings else [])]
+    env = {**os.environ, "LD_LIBRARY_PATH": str(driver), "PYTHONPATH": os.pathsep.join(path), **environment}
+    run = subprocess.run([sys.executable, "-c", _CHECK_RUN], env=env, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    version, answers, left, by_runtime = json.loads(run.stdout.splitlines()[-1])
+    assert left == [0, 0, 0], "memory, streams or contexts were not given back"
+    assert not by_runtime, "the bindings of the CUDA runtime are 5 MB more than the check run needs"
+    return version, answers
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_driver(tmp_path_factory.mktemp("driver")).parent
+
+
+@pytest.fixture(params=["12", "13"])
+def bindings(request: pytest.FixtureRequest) -> Path | None:
+    """The oldest of CUDA 12, and those that are installed, of CUDA 13."""
+    if request.param == "12":
+        folder: Path = request.getfixturevalue("older_bindings")
+        return folder
+    pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    return None
+
+
+@pytest.mark.parametrize("per_thread", ["0", "1"])
+def test_the_real_bindings_make_check_runs(bindings: Path | None, driver: Path, per_thread: str) -> None:
+    """Every function takes what it is given, twice in one process, whatever the default stream is."""
+    version, answers = check_run(bindings, driver, CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM=per_thread)
+    assert answers == {"1": True, "2": True}
+    assert bindings is None or version == OLDER_BINDINGS
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "told"),
+    [
+        ("cuDevicePrimaryCtxRetain", 2, "CUDA error 2 (CUDA_ERROR_OUT_OF_MEMORY)"),
+        ("cuMemAlloc", 2, "CUDA error 2 (CUDA_ERROR_OUT_OF_MEMORY)"),
+        ("cuStreamSynchronize", 719, "CUDA error 719 (CUDA_ERROR_LAUNCH_FAILED)"),
+        ("cuStreamSynchronize", 9999, "9999"),
+    ],
+)
+def test_the_real_bindings_tell_errors(bindings: Path | None, driver: Path, call: str, code: int, told: str) -> None:
+    """By number and name; one that they do not know is an error of the GPU's as well."""
+    _, answers = check_run(bindings, driver, FAKE_CUDA_FAIL=call, FAKE_CUDA_CODE=str(code))
+    assert told in answers["1"]
+    assert told in answers["2"]
 
 
 def test_nvidia_ml_py_has_all_that_we_use() -> None:
     """Names that we cannot do without; those that are asked for as optional exist too, unless misspelt."""
     import pynvml
 
-    names = {name for _, name in uses("gpu/nvml.py", {"pynvml": "", "nvml": ""})}
+    names = {name for _, name in uses(SOURCE / "gpu/nvml.py", {"pynvml": "", "nvml": ""})}
     tree = ast.parse((SOURCE / "gpu/nvml.py").read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "_optional":

@@ -26,7 +26,7 @@ def run(
 
 
 def released(cuda: FakeCuda) -> bool:
-    return not cuda.live and not cuda.streams
+    return not cuda.live and not cuda.streams and not cuda.retained
 
 
 def test_outputs_come_back_and_nothing_stays_on_the_gpu(cuda: FakeCuda) -> None:
@@ -210,17 +210,51 @@ def test_no_execution_context_is_the_gpu_s_fault(cuda: FakeCuda) -> None:
         run(COPY, {"x": VALUES}, FakeTensorRt(no_context=1))
 
 
-@pytest.mark.parametrize("call", ["cudaStreamCreate", "cudaMalloc", "cudaMemcpy", "cudaStreamSynchronize"])
+_TO_BEGIN = ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent", "cuStreamCreate"]
+
+
+@pytest.mark.parametrize(
+    "call", [*_TO_BEGIN, "cuMemAlloc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuStreamSynchronize"]
+)
 def test_errors_of_cuda_are_told_by_number_and_name(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """An error inside a kernel shows when the stream is waited for."""
+    """An error inside a kernel shows when the stream is waited for; what was taken before goes back."""
     cuda = FakeCuda(call).install(monkeypatch)
-    with pytest.raises(DeviceFailed, match=r"CUDA error 2 \(cudaErrorMemoryAllocation\)"):
+    with pytest.raises(DeviceFailed, match=r"CUDA error 2 \(CUDA_ERROR_OUT_OF_MEMORY\)"):
         run(COPY, {"x": VALUES})
-    assert not cuda.live
+    assert released(cuda)
+
+
+def test_an_error_that_has_no_name_is_told_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer driver knows errors that nobody here does."""
+    cuda = FakeCuda("cuMemAlloc").install(monkeypatch)
+    monkeypatch.setattr(cuda, "cuGetErrorName", lambda error: (1, None))
+    monkeypatch.setattr(cuda, "_answer", lambda call, *values: (9999 if call in cuda.fail else 0, *values))
+    with pytest.raises(DeviceFailed, match=r"CUDA error 9999 \(unknown\)"):
+        run(COPY, {"x": VALUES})
+
+
+def test_a_driver_that_cannot_be_called_is_the_gpu_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bindings raise then, in place of an error number."""
+    cuda = FakeCuda().install(monkeypatch)
+
+    def gone(flags: int) -> None:
+        raise RuntimeError('Function "cuInit" not found')
+
+    monkeypatch.setattr(cuda, "cuInit", gone)
+    with pytest.raises(DeviceFailed, match='cannot be called: Function "cuInit" not found'):
+        run(COPY, {"x": VALUES})
 
 
 def test_errors_on_the_way_out_do_not_hide_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that cannot be freed is the process's end to clear up."""
-    FakeCuda("cudaFree", "cudaStreamDestroy").install(monkeypatch)
+    FakeCuda("cuMemFree", "cuStreamDestroy", "cuDevicePrimaryCtxRelease").install(monkeypatch)
     got, _ = run(COPY, {"x": VALUES})
     assert np.array_equal(got["y"], VALUES)
+
+
+def test_one_run_after_the_other(cuda: FakeCuda) -> None:
+    """Golden data may hold several; each takes and gives back a context of its own count."""
+    for factor in (1, 2):
+        got, _ = run(COPY, {"x": VALUES * np.float32(factor)})
+        assert np.array_equal(got["y"], VALUES * np.float32(factor))
+        assert released(cuda)

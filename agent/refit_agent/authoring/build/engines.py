@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -33,7 +31,10 @@ from refit_agent.authoring.build.prepared_model import (
 from refit_agent.authoring.build.publish import BuiltPlan, Draft, Setting, publish
 from refit_agent.authoring.build.record import record_path
 from refit_agent.authoring.build.shapes import Profile
-from refit_agent.authoring.errors import AuthoringError, BuildOptionsInvalid, OutputInTheWay
+from refit_agent.authoring.change import bundle_lock
+from refit_agent.authoring.errors import AuthoringError, BuildOptionsInvalid, BundleUnwritable, OutputInTheWay
+from refit_agent.authoring.new_folders import new_folders
+from refit_agent.authoring.staging import Staging, remove_abandoned
 from refit_agent.errors import Cancelled
 from refit_agent.gpu.detect import detect
 from refit_agent.manifest import path_fault
@@ -41,6 +42,7 @@ from refit_agent.weight_map import Prototype
 from refit_agent.weights import OnnxWeights
 
 DEFAULT_DEADLINE_S = 3600.0
+_STAGING_PREFIX = ".refit-agent-build-"
 
 
 def build_engines(
@@ -83,6 +85,7 @@ def build_engines(
         WeightsLost: see `zeros`.
         OutputInTheWay: files of these names are there, and not ``force``.
         BundleError: the model cannot be used.
+        BundleBusy: another command has held the folder's lock for too long.
         Cancelled
     """
     options = options or BuildOptions()
@@ -137,23 +140,18 @@ def _require_free(folder: str, names: list[str], *, force: bool) -> None:
 @contextlib.contextmanager
 def _staging_folder(folder: str) -> Iterator[str]:
     """A folder in ``folder``, on its disk; gone afterwards with all that is still in it, and so are the folders that
-    were made for it, if they are empty."""
-    made = []
-    at = folder
-    while not os.path.isdir(at) and os.path.dirname(at) != at:
-        made.append(at)
-        at = os.path.dirname(at)
-    os.makedirs(folder, exist_ok=True)
-    staging = ""
-    try:
-        staging = tempfile.mkdtemp(prefix=".build-", dir=folder)
-        yield staging
-    finally:
-        if staging:
-            shutil.rmtree(staging, ignore_errors=True)
-        for path in made:
-            with contextlib.suppress(OSError):  # not empty: the build succeeded
-                os.rmdir(path)
+    were made for it, if they are empty. What killed builds left there goes first."""
+    with new_folders(folder):
+        try:
+            with bundle_lock(folder):
+                remove_abandoned(folder, _STAGING_PREFIX)
+                staging = Staging(folder, _STAGING_PREFIX)
+        except BundleUnwritable:  # a file system without locks
+            staging = Staging(folder, _STAGING_PREFIX)
+        try:
+            yield staging.path
+        finally:
+            staging.remove()
 
 
 # ---------------------------------------------------------------- the builds

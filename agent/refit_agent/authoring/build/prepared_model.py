@@ -116,7 +116,7 @@ def prepare(
     target = os.path.join(folder, f"{name}.onnx")
     for path in (target, target + ".data"):
         if any(_same_file(path, file) for file in source.identities):
-            raise OutputInTheWay(path=path, detail=", and it is the model itself")
+            raise OutputInTheWay(path=path, detail=", and it is the model itself", hint="Give another place or name.")
     if os.path.exists(target):
         if _made_from(source, folder, os.path.basename(target)):
             return Prepared(target, canonical=True, fresh=False)

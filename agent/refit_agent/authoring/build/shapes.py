@@ -1,5 +1,7 @@
 """Shapes of inputs as trtexec takes them, ``name:1x3x224x224,other:1x64``, and the optimization profiles made of them.
 
+An equals sign in place of the colon is the same: other tools and other options of ours write it so.
+
 Knows nothing of any model: whether the inputs exist is asked when the network is there.
 """
 
@@ -18,8 +20,9 @@ Kind = Literal["min", "opt", "max"]
 #: Dims::MAX_DIMS of TensorRT.
 _MAX_RANK = 8
 _MAX_EXTENT = 2**31 - 1
+_EXTENT = r"[0-9]+(?:\.\.[0-9]+)?"
 #: A name that holds commas, or ends in what reads as a shape, stands in single quotes.
-_ENTRY = re.compile(r"(?:'(?P<quoted>[^']+)'|(?P<plain>[^',]+)):(?P<shape>scalar|[0-9]+(?:x[0-9]+)*|)(?=,|$)")
+_ENTRY = re.compile(rf"(?:'(?P<quoted>[^']+)'|(?P<plain>[^',]+))[:=](?P<shape>scalar|{_EXTENT}(?:x{_EXTENT})*|)(?=,|$)")
 #: It becomes part of a file's name.
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -44,8 +47,13 @@ def parse_shapes(text: str, option: str) -> dict[str, Shape]:
 
     ``option`` is only for the message. Raises BuildOptionsInvalid.
     """
+    return {name: _shape(shape, name, option) for name, shape in split_shapes(text, option).items()}
+
+
+def split_shapes(text: str, option: str) -> dict[str, str]:
+    """The same as they are written, where a dimension may be a range such as ``1..8``, for those who take one."""
     text = text.replace("\\'", "'")
-    found: dict[str, Shape] = {}
+    found: dict[str, str] = {}
     at = 0
     while True:
         match = _ENTRY.match(text, at)
@@ -55,7 +63,7 @@ def parse_shapes(text: str, option: str) -> dict[str, Shape]:
         name = match["quoted"] or match["plain"]
         if name in found:
             raise BuildOptionsInvalid(detail=f"{option} gives the input {name!r} twice")
-        found[name] = _shape(match["shape"], name, option)
+        found[name] = match["shape"]
         if match.end() == len(text):
             return found
         at = match.end() + 1
@@ -64,6 +72,8 @@ def parse_shapes(text: str, option: str) -> dict[str, Shape]:
 def _shape(text: str, name: str, option: str) -> Shape:
     if text in ("", "scalar"):
         return ()
+    if ".." in text:
+        raise BuildOptionsInvalid(detail=f"{option} gives {name!r} a range of sizes, {text}, and takes one of each")
     parts = text.split("x")
     # Their length first: Python refuses to read numbers of thousands of digits, with an error of its own.
     if any(len(part) > 10 or int(part) > _MAX_EXTENT for part in parts) or len(parts) > _MAX_RANK:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from refit_agent.authoring.canonical.requirements import require_onnx
-from refit_agent.authoring.errors import OutputRefused, OutputUnwritable
+from refit_agent.authoring.errors import OutputInTheWay, OutputRefused, OutputUnwritable
 from refit_agent.weights.external import unsafe_reason
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def canonicalize(
     check: bool = True,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
+    force: bool = False,
     on_step: OnStep = lambda _phase, _done, _total: None,
 ) -> CanonicalReport:
     """Write the canonical form of ``model`` to ``out`` and its data file beside it.
@@ -42,13 +43,14 @@ def canonicalize(
 
     Args:
         model: an ONNX file, with or without external data.
-        out: the new file; it is replaced if it is there.
+        out: the new file; folders on the way that are missing are made.
         order: names of weights, those that come first in the data file; ``reorder`` does it later.
         data: name of the data file, without a folder; by default that of ``out`` and ".data".
         check: run both models with ONNX Runtime on the CPU and compare what they compute. A model that cannot
             be run is no error: ``report.check`` says so.
         input_shapes: shapes of inputs for the check, by name; else open dimensions are small numbers.
         seed: of the check's random inputs.
+        force: replace files of these names.
         on_step: gets the phase ("read", "write", "check", "publish"), and for "write" the bytes that are done and
             their number, else 0 and 0. What it raises ends the work, with nothing written.
 
@@ -57,6 +59,7 @@ def canonicalize(
         OnnxError: the model is damaged or hostile, or its external data is missing.
         ModelUnsupported: it cannot be brought into this form; says why.
         CanonicalDiffers: the canonical form computes something else; nothing is written.
+        OutputInTheWay: one of the two files is there, and not ``force``.
         OutputRefused: ``out`` or ``data`` is one of the model's own files, or no name of a file.
         OutputUnwritable: the disk is full, or the folder cannot be written.
     """
@@ -75,9 +78,13 @@ def canonicalize(
     on_step("read", 0, 0)
     with Source(path) as source:
         _refuse_own_files(source.files, target, data_name)
+        if not force:
+            _refuse_replacing(target)
         draft = Draft(source)
         narrowing = _rewrite(draft)
         layout = lay_out(draft, order)
+        if layout.places and not force:
+            _refuse_replacing(os.path.join(os.path.dirname(target), data_name))
         wanted = _wanted_check(draft) if check else Check(False, "it was not asked for")
         try:
             with workshop(target) as folder:
@@ -141,6 +148,11 @@ def _refuse_own_files(own: Sequence[Path], target: str, data_name: str) -> None:
         for file in own:
             if os.path.exists(path) and os.path.samefile(path, file):
                 raise OutputRefused(path=path, detail=f"it is the same file as {file}, which is to stay as it is")
+
+
+def _refuse_replacing(path: str) -> None:
+    if os.path.lexists(path):
+        raise OutputInTheWay(path=path, detail="")
 
 
 def _report(

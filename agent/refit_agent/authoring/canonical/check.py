@@ -12,6 +12,7 @@ from refit_agent.authoring.canonical.report import Check
 from refit_agent.authoring.canonical.scopes import all_nodes, is_standard
 from refit_agent.authoring.canonical.values import Array
 from refit_agent.authoring.errors import CanonicalDiffers, ModelUnsupported
+from refit_agent.runtimes.importing import import_onnxruntime
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -70,7 +71,7 @@ def compare(
         ModelUnsupported: a shape is given that the model cannot have.
     """
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError:
         return Check(False, "ONNX Runtime is not installed")
     try:

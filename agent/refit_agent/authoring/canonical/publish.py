@@ -13,18 +13,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+from refit_agent.authoring.new_folders import new_folders
 from refit_agent.digest import fsync_folder
 
 
 @contextlib.contextmanager
 def workshop(target: str) -> Iterator[str]:
-    """A new folder beside ``target``, gone with all that is in it when the block ends."""
+    """A new folder beside ``target``, gone with all that is in it when the block ends. The folder that it is in is made
+    if it is missing, and goes again if nothing came of it."""
     folder, name = os.path.split(os.path.abspath(target))
-    made = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with new_folders(folder):
+        made = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def publish(folder: str, name: str, data_name: str, target: str) -> None:

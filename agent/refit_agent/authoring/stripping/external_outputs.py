@@ -51,7 +51,6 @@ class ExternalOutputs:
     def copy(self, inputs: InputFiles, source: str, location: str, original: OriginalFile) -> None:
         """Copy one file, and compare it with what it must be."""
         path = self._path(location)
-        self._outputs.make_folders(os.path.dirname(path) or ".")
         digest = hashlib.sha256()
         size = inputs.size(source)
         out = self._outputs.create(path, exclusive=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO
 
-from refit_agent.authoring.errors import OutputRefused, OutputUnwritable
+from refit_agent.authoring.errors import OutputInTheWay, OutputRefused, OutputUnwritable
+from refit_agent.authoring.new_folders import missing_folders
 from refit_agent.authoring.stripping.input_files import InputFiles
 from refit_agent.digest import fsync_folder
 
@@ -33,14 +34,14 @@ class OutputFiles:
 
     Args:
         inputs: files that no output may be, under whatever name. What is added to it later counts too.
-        target: the output that an error names when no other is known; its folder must be there.
+        target: the output that an error names when no other is known.
+        force: whether files that are there may be replaced.
     """
 
-    def __init__(self, inputs: InputFiles, target: str) -> None:
-        if not os.path.isdir(os.path.dirname(target) or "."):
-            raise OutputUnwritable(path=target, detail="there is no such folder")
+    def __init__(self, inputs: InputFiles, target: str, *, force: bool) -> None:
         self._inputs = inputs
         self._target = target
+        self._force = force
         self._outputs: list[_Output] = []
         self._folders: list[str] = []
 
@@ -66,14 +67,17 @@ class OutputFiles:
     def create(self, path: str, *, exclusive: bool = False) -> BinaryIO:
         """A new file to be written, which will be ``path``; it belongs to this object and must not be closed.
 
-        A file that is at ``path`` already is replaced, or with ``exclusive`` an error. The folder must exist.
+        A file that is at ``path`` already is replaced with ``force``, but never with ``exclusive``. Folders that are
+        missing on the way are made, and removed again if nothing comes of it.
 
         Raises:
+            OutputInTheWay: there is a file, and not ``force``.
             OutputRefused: ``path`` is one of the inputs, another output, or no regular file.
             OSError
         """
-        self.require_free(path)
+        self.require_place(path)
         folder = os.path.dirname(path) or "."
+        self._make_folders(folder)
         temporary = os.path.join(folder, f".refit-agent-{secrets.token_hex(8)}.tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
@@ -81,16 +85,11 @@ class OutputFiles:
         except OSError as error:
             raise OutputUnwritable(path=path, detail=error.strerror or str(error)) from error
         file = open(handle, "wb", buffering=_BUFFER_BYTES)  # noqa: SIM115 - closed by __exit__ or commit
-        self._outputs.append(_Output(path, temporary, file, exclusive))
+        self._outputs.append(_Output(path, temporary, file, exclusive or not self._force))
         return file
 
-    def make_folders(self, folder: str) -> None:
-        """Make a folder and those above it, as far as they are missing; removed again if nothing comes of it."""
-        missing = []
-        while not os.path.isdir(folder):
-            missing.append(folder)
-            folder = os.path.dirname(folder) or "."
-        for path in reversed(missing):
+    def _make_folders(self, folder: str) -> None:
+        for path in missing_folders(folder):
             os.mkdir(path)
             self._folders.append(path)
 
@@ -122,6 +121,13 @@ class OutputFiles:
         self._outputs, self._folders = [], []
         for folder in folders:
             fsync_folder(folder)
+
+    def require_place(self, path: str) -> None:
+        """As `require_free`, and raise OutputInTheWay if there is a file that may not be replaced: soon said, where it
+        would else be found when all the work is done."""
+        self.require_free(path)
+        if not self._force and os.path.lexists(path):
+            raise OutputInTheWay(path=path, detail="")
 
     def require_free(self, path: str) -> None:
         """Raise OutputRefused if ``path`` is an input under whatever name, another output, or no regular file."""

@@ -67,34 +67,37 @@ def restore_onnx(
     model: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
+    force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> RestoredModel:
     """Write the stripped copy ``stripped`` with the weights of ``model`` to ``target``.
 
     External data go where the original has them, seen from ``target``'s folder, and never out of it. A file that is
-    there already stays, if it is the right one; a file at ``target`` is replaced once everything else is whole.
+    there already stays, if it is the right one; a file at ``target`` is replaced, with ``force``, once everything else
+    is whole. Folders that are missing are made.
 
     Raises:
         NotRestorable: ``model`` is not what ``stripped`` was made from, or a weight of it has another type or shape.
         OnnxError: one of the two is not sound, or the external data are not there.
         ModelUnsupported: one of the two cannot be read.
+        OutputInTheWay: there is a file at ``target``, and not ``force``.
         OutputRefused, OutputUnwritable: ``target`` or a file of external data cannot be written.
     """
-    return _restore(os.fspath(stripped), os.fspath(model), os.fspath(target), on_progress)
+    return _restore(os.fspath(stripped), os.fspath(model), os.fspath(target), force, on_progress)
 
 
-def _restore(stripped: str, model: str, target: str, on_progress: OnProgress | None) -> RestoredModel:
+def _restore(stripped: str, model: str, target: str, force: bool, on_progress: OnProgress | None) -> RestoredModel:
     with (
         InputFiles([stripped, model]) as inputs,
         OnnxFile(stripped) as bare,
         OnnxFile(model) as full,
-        OutputFiles(inputs, target) as outputs,
+        OutputFiles(inputs, target, force=force) as outputs,
     ):
         marker, place = read_marker(bare.wire, model)
         rule = Rule(marker.keep_below, marker.integers)
         found = survey(full, rule)
         inputs.add(found.external.values())
-        outputs.require_free(target)
+        outputs.require_place(target)
         work = 2 * full.wire.size + bare.wire.size + sum(inputs.size(path) for path in found.external.values())
         progress = _progress(on_progress, work)
         _require_original(stripped, model, marker, found, progress)

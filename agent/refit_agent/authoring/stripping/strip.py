@@ -77,19 +77,22 @@ def strip_onnx(
     zeros: bool = False,
     keep_below: int = KEEP_BELOW_BYTES,
     integers: bool = False,
+    force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> StrippedModel:
     """Write a copy of ``model`` without its weights to ``target``; `restore_onnx` puts them back.
 
     Small by default, an ordinary model of zeros with ``zeros``: see the module. `Rule` explains what counts as a
-    weight, ``keep_below`` (bytes) and ``integers``. A file at ``target`` is replaced once the copy is whole.
+    weight, ``keep_below`` (bytes) and ``integers``. A file at ``target`` is replaced, with ``force``, once the copy is whole.
+    Folders that are missing are made.
 
     Raises:
         OnnxError: the model is not sound, or its external data are not there.
         ModelUnsupported: it is a stripped copy already, or cannot be read.
+        OutputInTheWay: one of the files to write is there, and not ``force``.
         OutputRefused, OutputUnwritable: ``target`` is one of the model's own files, or cannot be written.
     """
-    return _strip(os.fspath(model), os.fspath(target), Rule(keep_below, integers), zeros, True, on_progress)
+    return _strip(os.fspath(model), os.fspath(target), Rule(keep_below, integers), zeros, True, force, on_progress)
 
 
 def zeroed_copy(
@@ -102,18 +105,18 @@ def zeroed_copy(
 ) -> StrippedModel:
     """Write a copy of ``model`` whose weights are zero, to build an engine from: what `strip_onnx` writes with
     ``zeros``, without the mark that `restore_onnx` needs, and so without reading the weights."""
-    return _strip(os.fspath(model), os.fspath(target), Rule(keep_below, integers), True, False, on_progress)
+    return _strip(os.fspath(model), os.fspath(target), Rule(keep_below, integers), True, False, True, on_progress)
 
 
 def _strip(
-    model: str, target: str, rule: Rule, zeros: bool, marked: bool, on_progress: OnProgress | None
+    model: str, target: str, rule: Rule, zeros: bool, marked: bool, force: bool, on_progress: OnProgress | None
 ) -> StrippedModel:
     location = os.path.basename(target) + ".zeros"
     reason = unsafe_reason(location) or ("" if _is_text(location) else "is not text")
     if reason:
         raise OutputRefused(path=target, detail=f"the copy would keep its data in {location!r}, which {reason}")
     # The files are identified before the first look at them: one that is replaced meanwhile is noticed at the end.
-    with InputFiles([model]) as inputs, OnnxFile(model) as file, OutputFiles(inputs, target) as outputs:
+    with InputFiles([model]) as inputs, OnnxFile(model) as file, OutputFiles(inputs, target, force=force) as outputs:
         if marker_ranges(file.wire):
             raise ModelUnsupported(path=model, detail="it is a stripped copy already")
         found = survey(file, rule)
@@ -124,6 +127,7 @@ def _strip(
         data_path = os.path.join(os.path.dirname(target), location)
         outputs.require_free(data_path)  # also where it is not written: the copy must not name a file of weights
         written = zeros and copies.used  # also if it is empty: a tensor without elements may lie in it
+        outputs.require_place(target)
         if written:
             write_pieces(outputs.create(data_path), copies.data(), inputs, None, progress)
         out = outputs.create(target)

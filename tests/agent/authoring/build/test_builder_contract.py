@@ -7,27 +7,23 @@ its package ``tensorrt`` (for CPython 3.10), and REFIT_AGENT_PYTHON310 that inte
 
 from __future__ import annotations
 
-import ast
 import functools
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import refit_agent
+from module_contract import Answers, ask, faults_of, installed, uses
 from refit_agent.authoring.build import builder
 from refit_agent.authoring.build.options import BuilderVersion, BuildOptions, settle
 from refit_agent.authoring.errors import BuilderLacks
 
 SOURCE = Path(refit_agent.__file__).parent / "authoring" / "build"
-CACHE = Path(__file__).parents[3] / ".runtimes"
 #: Version -> its distribution, and the number in its libraries' names.
 BINDINGS = {"10.16.1.11": ("tensorrt-cu12-bindings", 10), "11.4.0.106": ("tensorrt-cu13-bindings", 11)}
 #: Read when the tests are collected: their fixtures clear all settings of ours.
@@ -133,22 +129,9 @@ MEMBERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def uses(file: str, types: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Attributes of the expressions in ``types`` in a file of ours, hasattr with a name included."""
-    for node in ast.walk(ast.parse((SOURCE / file).read_text())):
-        if isinstance(node, ast.Attribute):
-            owner = types.get(ast.unparse(node.value))
-            if owner is not None:
-                yield owner, node.attr
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr":
-            owner = types.get(ast.unparse(node.args[0]))
-            if owner is not None and isinstance(node.args[1], ast.Constant):
-                yield owner, node.args[1].value
-
-
 def test_every_use_of_tensorrt_has_a_line_in_the_contract() -> None:
     """And no line is there for what nothing uses."""
-    found = {use for file, types in TYPES.items() for use in uses(file, types)}
+    found = {use for file, types in TYPES.items() for use in uses(SOURCE / file, types)}
     assert found == set(CONTRACT)
 
 
@@ -164,59 +147,14 @@ def test_every_member_that_the_builder_looks_up_is_in_the_table() -> None:
 
 # ---------------------------------------------------------------- what there is
 
-_ASK = """
-import importlib, json, os, sys
-module = importlib.import_module(sys.argv[1])
-answers = {}
-for name in json.loads(sys.argv[2]):
-    found = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if found is None:
-        answers[name] = None
-    elif isinstance(found, property):
-        answers[name] = "settable" if found.fset else "property"
-    elif name.rpartition(".")[2] in getattr(type(found), "__members__", {}):
-        answers[name] = "member"
-    elif isinstance(found, type):
-        answers[name] = "class"
-    else:
-        answers[name] = found if isinstance(found, str) else found.__doc__
-print(json.dumps(answers), flush=True)
-os._exit(0)  # its libraries may crash in their exit handlers
-"""
-
-Answers = dict[str, Any]
+WHOLE = {**CONTRACT, **ALSO}
 
 
-def ask(python: str, module: str, folder: Path, libraries: Path) -> Answers:
-    """What the module in ``folder`` says of every name of the contract."""
-    names = [".".join(filter(None, key)) for key in {**CONTRACT, **ALSO}] + [member for _, member in MEMBERS]
+def ask_in(python: str, module: str, folder: Path, libraries: Path) -> Answers:
+    """What the module in ``folder`` says of every name of the contract, and of every member that an option takes."""
     own = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     env = {**own, "PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(libraries)}
-    run = subprocess.run([python, "-c", _ASK, module, json.dumps(names)], env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    answers: Answers = json.loads(run.stdout.splitlines()[-1])
-    return answers
-
-
-def faults_of(answers: Answers) -> list[str]:
-    """What does not read as the contract says."""
-    faults = []
-    for (owner, name), wanted in {**CONTRACT, **ALSO}.items():
-        got = answers[".".join(filter(None, (owner, name)))]
-        if got is None and name in OPTIONAL:
-            continue
-        plain = {"class": ("class",), "member": ("member",), "settable": ("settable",), "property": ("property", "settable")}  # fmt: skip
-        if wanted == "str":
-            fits = isinstance(got, str)
-        elif wanted in plain:
-            fits = got in plain[wanted]
-        else:
-            fits = got is not None and re.search(rf"\b{name}{wanted}", got) is not None
-        if not fits:
-            faults.append(f"{owner}.{name}: wanted {wanted}, there is {got}")
-    return faults
+    return ask(module, WHOLE, env, more=[member for _, member in MEMBERS], python=python)
 
 
 _LINKED = ("createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL", "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry", "getNvOnnxParserVersion", "getPluginRegistry", "initLibNvInferPlugins")  # fmt: skip
@@ -229,26 +167,17 @@ def bindings(version: str) -> Answers:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("stand-ins for TensorRT's libraries need Linux and a C compiler")
-    folder = CACHE / f"{distribution}-{version}-cp{sys.version_info.major}{sys.version_info.minor}"
-    if not folder.exists():
-        fresh = CACHE / f"new-{os.getpid()}-{number}"
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(fresh), f"{distribution}=={version}"]  # fmt: skip
-        run = subprocess.run(command, capture_output=True, text=True)
-        if run.returncode:
-            shutil.rmtree(fresh, ignore_errors=True)
-            reason = f"pip cannot install {distribution} {version}: {run.stderr.strip()[-300:]}"
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-        source = fresh / "linked.c"
+
+    def stand_ins(folder: Path) -> None:
+        source = folder / "linked.c"
         source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in _LINKED))
         for library in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
             name = f"lib{library}.so.{number}"
-            target = fresh / "tensorrt_bindings" / name
+            target = folder / "tensorrt_bindings" / name
             subprocess.run([compiler, "-shared", "-fPIC", "-o", target, source, f"-Wl,-soname,{name}"], check=True)
-        if folder.exists():  # another run of the tests was faster
-            shutil.rmtree(fresh)
-        else:
-            fresh.rename(folder)
-    return ask(sys.executable, "tensorrt_bindings", folder, folder / "tensorrt_bindings")
+
+    folder = installed(f"{distribution}-{version}", [f"{distribution}=={version}"], stand_ins)
+    return ask_in(sys.executable, "tensorrt_bindings", folder, folder / "tensorrt_bindings")
 
 
 @functools.cache
@@ -257,7 +186,7 @@ def of_86() -> Answers:
     if not FOLDER_86:
         pytest.skip("REFIT_AGENT_TENSORRT86 does not name the folder of TensorRT 8.6's Python package")
     folder = Path(FOLDER_86)
-    return ask(PYTHON_310, "tensorrt", folder, folder / "tensorrt")
+    return ask_in(PYTHON_310, "tensorrt", folder, folder / "tensorrt")
 
 
 def answers_of(version: str) -> Answers:
@@ -272,7 +201,7 @@ def test_this_version_has_all_that_the_build_uses(version: str) -> None:
     """Every function with the arguments that we give it, every property that we set."""
     answers = answers_of(version)
     assert answers["__version__"].startswith(version)
-    assert faults_of(answers) == []
+    assert faults_of(answers, WHOLE, without=OPTIONAL) == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -299,7 +228,7 @@ def test_a_contract_that_is_broken_is_seen() -> None:
     answers["Builder.create_network"] = "create_network(self: a.Builder) -> a.INetworkDefinition"
     answers["IBuilderConfig.builder_optimization_level"] = "property"
     answers["OnnxParser.num_errors"] = None
-    assert [fault.split(":")[0] for fault in faults_of(answers)] == [
+    assert [fault.split(":")[0] for fault in faults_of(answers, WHOLE, without=OPTIONAL)] == [
         "Builder.create_network",
         "OnnxParser.num_errors",
         "IBuilderConfig.builder_optimization_level",

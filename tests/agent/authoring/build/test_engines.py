@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bundles import python
 from fakes_tensorrt_builder import machine, told, write_builder
 from refit_agent.authoring import add_engine, add_model, init_bundle
 from refit_agent.authoring.build import engines, publish
@@ -314,6 +316,50 @@ def test_a_build_that_fails_leaves_nothing(bench: Bench, version: str, faults: A
     with pytest.raises(kind):
         bench.build()
     assert bench.files() == ["mine"]
+
+
+_HANG = """
+import sys, time
+from refit_agent.authoring.build.engines import _staging_folder
+with _staging_folder(sys.argv[1]) as staging:
+    open(staging + "/half.plan", "w").write("half")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_build_left_goes_with_the_next(bench: Bench) -> None:
+    """But not what a running one is working on, nor what only looks like it."""
+    command, env = python(_HANG, bench.out)
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        (left,) = bench.out.iterdir()
+        (bench.out / ".build-cache").mkdir()
+        bench.out.joinpath(left.name + ".txt").write_text("mine")
+        bench.build()
+        assert (left / "half.plan").read_text() == "half"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert (left / "half.plan").exists()
+    bench.build(force=True)
+    assert [n for n in bench.files() if n.startswith(".")] == sorted([".build-cache", left.name + ".txt"])
+
+
+def test_a_file_system_without_locks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is good enough to build on; nothing there can be known to be abandoned."""
+
+    def none(self: object, **_: object) -> None:
+        raise NotImplementedError
+
+    left = bench.out / ".refit-agent-build-left"
+    left.mkdir(parents=True)
+    monkeypatch.setattr("filelock.FileLock.acquire", none)
+    assert bench.build()
+    assert [n for n in bench.files() if n.startswith(".")] == [left.name]
 
 
 def test_folders_that_were_made_for_nothing(bench: Bench) -> None:

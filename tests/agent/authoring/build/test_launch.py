@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from fakes_tensorrt_builder import told, write_builder
-from refit_agent.authoring.build import launch
 from refit_agent.authoring.build.launch import run_builder
 from refit_agent.authoring.build.messages import BuildJob, Step
 from refit_agent.authoring.build.options import BuilderVersion, BuildOptions, settle
 from refit_agent.authoring.build.shapes import make_profile
 from refit_agent.authoring.errors import BuilderCrashed, BuilderMissing, BuilderTimeout, BuildFailed
 from refit_agent.errors import Cancelled
+from refit_agent.refit import worker_process
 
 from .models import make_model
 
@@ -58,8 +58,8 @@ def test_a_build_in_a_process_of_its_own(job: Any, tmp_path: Path) -> None:
 def test_it_sees_the_chosen_gpu_alone(job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its UUID, so that no other order of GPUs can mislead it."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    assert launch._environment(job())["CUDA_VISIBLE_DEVICES"] == "GPU-0"
-    assert launch._environment(job())["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert worker_process.environment(job().gpu)["CUDA_VISIBLE_DEVICES"] == "GPU-0"
+    assert worker_process.environment(job().gpu)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_a_crash(job: Any, tmp_path: Path) -> None:
@@ -104,9 +104,20 @@ def test_cancelling(job: Any, tmp_path: Path) -> None:
 
 def test_endless_output(job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It must not fill the disk."""
-    monkeypatch.setattr("refit_agent.refit.launch.MAX_LOG_BYTES", 1 << 20)
+    monkeypatch.setattr("refit_agent.refit.worker_process.MAX_LOG_BYTES", 1 << 20)
     with pytest.raises(BuilderCrashed, match="endless output"):
         run_builder(job(shout=True), str(tmp_path / "log"), 60)
+    assert _children() == []
+
+
+def test_a_log_that_is_deleted_meanwhile(job: Any, tmp_path: Path) -> None:
+    """Whoever deletes the folder ends the build."""
+
+    def on_step(step: Step) -> None:
+        (tmp_path / "log").unlink(missing_ok=True)
+
+    with pytest.raises(FileNotFoundError, match="log"):
+        run_builder(job(hang=True), str(tmp_path / "log"), 60, on_step)
     assert _children() == []
 
 

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refit_agent.authoring.build.shapes import Kind, Profile, Range, make_profile, parse_shapes, require_distinct
+from refit_agent.authoring.build.shapes import (
+    Kind,
+    Profile,
+    Range,
+    make_profile,
+    parse_shapes,
+    require_distinct,
+    split_shapes,
+)
 from refit_agent.authoring.errors import BuildOptionsInvalid
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="'\\"), min_size=1, max_size=12)
@@ -28,21 +36,41 @@ def test_every_list_of_shapes_is_read_back(shapes: dict[str, tuple[int, ...]]) -
         ("Input:0:1x3", {"Input:0": (1, 3)}),
         (r"\'Input:0\':1x3", {"Input:0": (1, 3)}),
         ("s:scalar,t:", {"s": (), "t": ()}),
+        ("input=1x3x224x224", {"input": (1, 3, 224, 224)}),
+        ("a=1,b:2x3,s=scalar", {"a": (1,), "b": (2, 3), "s": ()}),
+        ("'Input:0=1'=1x3,Input:0=2", {"Input:0=1": (1, 3), "Input:0": (2,)}),
     ],
 )
 def test_the_spellings_of_trtexec(text: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A name with a colon in it needs no quotes; a scalar has a word of its own, or nothing."""
+    """A name with a colon in it needs no quotes; a scalar has a word of its own, or nothing. An equals sign does too."""
     assert parse_shapes(text, "--opt-shapes") == shapes
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "input", "input:1x", "input:1x3,", ",input:1", "input:-1", "input:1xa", "input:1 x3", "'a:1", "a:1,a:2"],
+    [
+        "",
+        "input",
+        "input:1x",
+        "input:1x3,",
+        ",input:1",
+        "input:-1",
+        "input:1xa",
+        "input:1 x3",
+        "'a:1",
+        "a:1,a:2",
+        "a:1..8",
+    ],
 )
 def test_what_is_no_list_of_shapes(text: str) -> None:
     """A part that cannot be read stands in the error, with the option that it came from."""
     with pytest.raises(BuildOptionsInvalid, match="--min-shapes"):
         parse_shapes(text, "--min-shapes")
+
+
+def test_ranges_are_for_those_who_take_them() -> None:
+    """As they are written."""
+    assert split_shapes("a:1..8x3,b=2", "--shape") == {"a": "1..8x3", "b": "2"}
 
 
 @pytest.mark.parametrize("text", ["a:" + "9" * 5000, "a:2147483648", "a:" + "x".join("1" * 9)])

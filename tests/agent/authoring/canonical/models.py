@@ -128,7 +128,7 @@ def check_file(folder: Path, path: Path, *, left: Iterable[str] = (), **options:
     before = {p: p.read_bytes() for p in path.parent.iterdir()}
     out = folder / "out" / path.name
     out.parent.mkdir(exist_ok=True)
-    report = canonicalize(path, out, **options)
+    report = canonicalize(path, out, force=True, **options)
     assert {p: p.read_bytes() for p in path.parent.iterdir()} == before
     wanted = {out.name, out.name + ".data"} if report.data else {out.name}
     assert {p.name for p in out.parent.iterdir()} == wanted

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from bundles import python
 from refit_agent.authoring.canonical import canonicalize, publish, reorder, write
-from refit_agent.authoring.errors import ModelUnsupported, OutputRefused, OutputUnwritable
+from refit_agent.authoring.errors import ModelUnsupported, OutputInTheWay, OutputRefused, OutputUnwritable
 from refit_agent.errors import BundleFileMissing, OnnxError, OnnxExternalMissing, OnnxMalformed, OnnxUnsafePath
 
 from .models import B, D, branches, canonical, check_file, constant, graph, model, node, noise, run, tensor, value
@@ -136,12 +136,28 @@ def test_the_model_itself_is_no_output(tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in (tmp_path / "given").iterdir()} == before
 
 
-def test_old_outputs_are_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["o.onnx", "o.onnx.data"])
+def test_old_outputs_stay(tmp_path: Path, name: str) -> None:
+    """One of the two is enough to say so, before anything is written; also a link that leads nowhere."""
+    path = _save(tmp_path / "given", _source())
+    (tmp_path / name).write_bytes(b"old")
+    before = _snapshot(tmp_path)
+    with pytest.raises(OutputInTheWay, match=rf"/{name} is there already\.") as caught:
+        canonicalize(path, tmp_path / "o.onnx")
+    assert "--force" in caught.value.hint and _snapshot(tmp_path) == before
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputInTheWay):
+        canonicalize(path, tmp_path / "o.onnx")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_old_outputs_are_replaced_if_it_is_wished(tmp_path: Path) -> None:
     """Both; one that the new model has no use for stays."""
     path = _save(tmp_path / "given", _source())
     for name in ("o.onnx", "o.onnx.data"):
         (tmp_path / name).write_bytes(b"old")
-    canonicalize(path, tmp_path / "o.onnx", check=False)
+    canonicalize(path, tmp_path / "o.onnx", check=False, force=True)
     assert np.array_equal(run(path, {"x": X})[0], run(tmp_path / "o.onnx", {"x": X})[0])
     small = _save(tmp_path / "small", model([node("Neg", ["x"], ["y"])], [_X], [_Y]))
     (tmp_path / "p.onnx.data").write_bytes(b"old")
@@ -187,18 +203,27 @@ def test_a_failure_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pyte
         if call == "reorder":
             reorder(out / "o.onnx", ["f"])
         else:
-            canonicalize(path, out / "o.onnx", check=False)
+            canonicalize(path, out / "o.onnx", check=False, force=True)
     monkeypatch.undo()
     assert _snapshot(tmp_path) == before
     assert [p.name for p in out.iterdir() if p.is_dir()] == []
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    """Is said, not made."""
+def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is made, with those above it; and goes again if nothing comes of it. A file is no folder."""
     path = _save(tmp_path / "given", _source())
+    assert canonicalize(path, tmp_path / "none/at/all/o.onnx").check.done
+    assert sorted(p.name for p in (tmp_path / "none/at/all").iterdir()) == ["o.onnx", "o.onnx.data"]
     with pytest.raises(OutputUnwritable):
-        canonicalize(path, tmp_path / "none/o.onnx")
-    assert not (tmp_path / "none").exists()
+        canonicalize(path, tmp_path / "given/m.onnx/o.onnx", check=False)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write, "write_graph", full)
+    with pytest.raises(OutputUnwritable):
+        canonicalize(path, tmp_path / "other/at/all/o.onnx", check=False)
+    assert not (tmp_path / "other").exists()
 
 
 def _broken(kind: str, folder: Path) -> Path:
@@ -275,7 +300,7 @@ def test_tensors_that_stay_in_attributes_are_whole(tmp_path: Path) -> None:
     source = model([foreign], [_X], [_Y], domains={"org.example": 1})
     for external in (False, True):
         path = _save(tmp_path / f"given{external}", source, external=external)
-        canonicalize(path, tmp_path / "o.onnx", check=False)
+        canonicalize(path, tmp_path / "o.onnx", check=False, force=True)
         assert not (tmp_path / "o.onnx.data").exists()
         (made,) = onnx.load(str(tmp_path / "o.onnx")).graph.node
         found = {a.name: a for a in made.attribute}

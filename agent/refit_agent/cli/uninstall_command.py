@@ -1,0 +1,107 @@
+"""`refit-agent uninstall`: takes away what refit-agent has written for this user."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from refit_agent import paths, settings_file
+from refit_agent.cache.store import Store
+from refit_agent.cli import output, stop
+from refit_agent.cli.group import json_option
+from refit_agent.cli.removal import Removal
+from refit_agent.cli.service_stop import Stopped, stop_service
+from refit_agent.errors import CacheUnwritable
+from refit_agent.service_socket import socket_path
+
+_SHOWN = 20
+_PROGRAM = "refit-agent itself stays: remove it with what installed it (apt, the app's uninstaller, pip)."
+
+
+@click.command(short_help="Stop the service and remove what was written for this user.")
+@click.option("--purge", is_flag=True, help="The cache of engines and the user's settings file, too.")
+@click.option("--force", is_flag=True, help="With --purge: engines too that a process uses right now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def uninstall(purge: bool, force: bool, yes: bool, as_json: bool) -> int:
+    """Take away what refit-agent has written for this user, before refit-agent itself is removed: stop the
+    service, forget registered bundles, and remove state and logs; with --purge also the cache of engines and the
+    user's settings file. Apps of every vendor share them: to take away one app, use 'unregister'. Exit code 7
+    if something of it could not be removed, and with --purge, before anything is, if engines are in use.
+
+    \b
+    Example:
+      refit-agent uninstall --purge --yes
+    """
+    if force and not purge:
+        raise click.UsageError("--force belongs to --purge.")
+    home, place = paths.home(), socket_path()
+    if not yes and not _agreed(home, purge=purge):
+        return 1
+    with stop.patiently():
+        stopped = stop_service()
+        removal = Removal()
+        store = Store(home.cache)
+        if purge:
+            store.check_owner()
+            if not force:
+                removal.require_unused(store)
+        removal.runtime(place)
+        removal.state(home.state)
+        if purge:
+            removal.cache(store, force=force)
+            removal.file(settings_file.path_of("user"))
+    if as_json:
+        output.emit_json(_document(removal, stopped, home, purge=purge))
+    else:
+        _say(removal, stopped, home, purge=purge)
+    return CacheUnwritable.exit_code if removal.left else 0
+
+
+def _agreed(home: paths.Home, *, purge: bool) -> bool:
+    if not (sys.stdin is not None and sys.stdin.isatty()):
+        raise click.UsageError("There is no terminal to ask at: give --yes.")
+    what = f"the engines in {home.cache} and the settings file" if purge else "state and logs"
+    question = output.printable(f"Stop the service and remove {what}, for all apps of this user?")
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        agreed = False
+    if not agreed:
+        click.echo("Nothing was done.", err=True)
+    return agreed
+
+
+def _document(removal: Removal, stopped: Stopped, home: paths.Home, *, purge: bool) -> dict[str, object]:
+    return {
+        "purge": purge,
+        "service": {"pid": stopped.pid or None, "units": list(stopped.units)},
+        "removed": removal.removed,
+        "freed_bytes": removal.freed,
+        "left": [{"path": path, "reason": reason} for path, reason in removal.left],
+        "foreign": [{"path": path, "reason": reason} for path, reason in removal.foreign],
+        "cache": None if purge else home.cache,
+    }
+
+
+def _say(removal: Removal, stopped: Stopped, home: paths.Home, *, purge: bool) -> None:
+    if stopped.units:
+        output.emit(f"disabled {', '.join(stopped.units)}")
+    if stopped.pid:
+        output.emit(f"stopped the service, process {stopped.pid}")
+    for path in removal.removed[:_SHOWN]:
+        output.emit(f"removed {path}")
+    if len(removal.removed) > _SHOWN:
+        output.emit(f"removed {len(removal.removed) - _SHOWN} more")
+    if removal.removed:
+        output.emit(f"{output.size_text(removal.freed)} in all")
+    else:
+        output.emit("there was nothing to remove")
+    for path, reason in removal.left:
+        output.emit(f"LEFT {path}: {reason}")
+    for path, reason in removal.foreign:
+        output.emit(f"left {path}: {reason}")
+    if not purge:
+        output.emit(f"left: the cache, {home.cache} (--purge removes it)")
+    output.emit(_PROGRAM)

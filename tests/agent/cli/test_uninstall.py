@@ -1,0 +1,278 @@
+"""`refit-agent uninstall`: all that is ours goes, nothing else does, and it can be said twice."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from refit_agent import ServiceClient
+from refit_agent.cli import service_stop
+from refit_agent.errors import RefitAgentError, ServiceNotStopped
+
+from .command import Cli
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it is tried with Unix sockets and locks")
+KEY = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def used(cli: Cli, bundle: Path, tmp_path: Path) -> Cli:
+    """A home in which everything was used once: an engine, a failure's note, the demo, and the user's settings."""
+    cli.env["XDG_CONFIG_HOME"] = str(tmp_path / "config")
+    (tmp_path / "config/refit-agent").mkdir(parents=True)
+    (tmp_path / "config/refit-agent/settings.toml").write_text("warm = false\n")
+    assert cli("provision", bundle).code == 0
+    assert cli("demo", "--dir", cli.home / "state/demo/bundle").code == 0
+    (cli.home / "state/failures").mkdir(exist_ok=True)
+    (cli.home / f"state/failures/{KEY}.json").write_text("{}")
+    (cli.cache / f"tmp/{KEY}.4194304-0a1b2c3d").mkdir()
+    (cli.cache / f"tmp/{KEY}.4194304-0a1b2c3d/model.plan").write_text("half")
+    (cli.cache / "partial").mkdir()
+    (cli.cache / f"partial/{KEY}").write_text("half")
+    (cli.cache / f"quarantine/{KEY}.0a1b2c3d").mkdir()
+    return cli
+
+
+@pytest.fixture
+def serving(used: Cli) -> Iterator[Callable[[], int]]:
+    """Starts a service in that home; gives its process's number."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> int:
+        started.append(used.start("serve"))
+        client = ServiceClient(str(used.home / "run/agent.sock"))
+        ends = time.monotonic() + 30
+        while True:
+            try:
+                return client.status().pid
+            except RefitAgentError:
+                assert time.monotonic() < ends and started[-1].poll() is None
+                time.sleep(0.05)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def everything(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
+
+
+def test_nothing_is_left_after_a_purge(used: Cli, serving: Callable[[], int], bundle: Path, tmp_path: Path) -> None:
+    """Service, registered bundles, state, logs, cache, and the user's settings; the second time there is nothing."""
+    pid = serving()
+    assert used("register", bundle).code == 0
+    ran = used("uninstall", "--purge", "--yes", "--json")
+    assert ran.code == 0 and ran.err == "" and ran.document["left"] == ran.document["foreign"] == []
+    assert ran.document["service"] == {"pid": pid, "units": []}
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert everything(used.home) == [] and everything(tmp_path / "config") == []
+    assert ran.document["freed_bytes"] > 10_000
+    again = used("uninstall", "--purge", "--yes")
+    assert again.code == 0 and "there was nothing to remove" in again.out and everything(used.home) == []
+    assert bundle.exists() and used("provision", bundle).code == 0
+
+
+def test_without_purge_engines_and_settings_stay(used: Cli, bundle: Path, tmp_path: Path) -> None:
+    """Whoever installs it again has them at once."""
+    before = everything(used.cache)
+    ran = used("uninstall", "--yes")
+    assert ran.code == 0 and f"left: the cache, {used.cache} (--purge removes it)" in ran.out
+    assert "apt" in ran.out
+    assert everything(used.cache) == before and not (used.home / "state").exists()
+    assert (tmp_path / "config/refit-agent/settings.toml").exists()
+
+
+def test_what_is_not_ours_stays(used: Cli) -> None:
+    """In a home that is somebody's own folder, with names like ours and links out of it."""
+    theirs = [
+        "notes.txt", "cache/tmp/mine.txt", "cache/engines/cars.txt", "cache/locks/door.lock", "cache/photos/1.jpg",
+        "state/logs/app.log", "state/machine.json.bak", "state/demo/film.mp4", "state/own/x", "run/other.sock",
+    ]  # fmt: skip
+    outside = used.home.parent / "outside"
+    for name in (*(used.home / t for t in theirs), outside / "entry.json", outside / f"{KEY}.json"):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text("theirs")
+    (used.cache / "engines" / KEY).symlink_to(outside)
+    shutil.rmtree(used.home / "state/failures")
+    (used.home / "state/failures").symlink_to(outside)
+    shutil.rmtree(used.cache / "quarantine")
+    (used.cache / "quarantine").symlink_to(outside)
+    ran = used("uninstall", "--purge", "--yes", "--json")
+    for name in theirs:
+        assert (used.home / name).read_text() == "theirs", name
+    assert everything(outside) == sorted(["entry.json", f"{KEY}.json"])
+    assert {entry["path"] for entry in ran.document["left"]} == {
+        str(used.home / "state/failures"), str(used.cache / "quarantine")
+    }  # fmt: skip
+    assert ran.code == 7
+    assert any("photos" in entry["reason"] for entry in ran.document["foreign"])
+    kept = {
+        str(Path(p)) for p in everything(used.home) if (used.home / p).is_file() and not (used.home / p).is_symlink()
+    }
+    assert kept <= {*theirs, *(f"{d}/{n}" for d in ("state/failures", "cache/quarantine") for n in os.listdir(outside)), "cache/CACHEDIR.TAG"}  # fmt: skip
+
+
+def test_a_folder_that_is_no_cache_of_ours_is_left_alone(cli: Cli) -> None:
+    """Whatever a setting calls the cache: it must have been made one."""
+    engine = cli.cache / "engines" / KEY / "entry.json"
+    engine.parent.mkdir(parents=True)
+    engine.write_text("theirs")
+    cli.cache.chmod(0o700)
+    ran = cli("uninstall", "--purge", "--yes")
+    assert ran.code == 0 and "CACHEDIR.TAG" in ran.out and engine.read_text() == "theirs"
+    (cli.cache / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# Another program's\n")
+    ran = cli("uninstall", "--purge", "--yes")
+    assert ran.code == 0 and "CACHEDIR.TAG" in ran.out and engine.read_text() == "theirs"
+
+
+def test_a_linked_cache_is_not_followed(used: Cli, tmp_path: Path) -> None:
+    """It is named, so that its owner can delete it."""
+    shutil.move(used.cache, tmp_path / "disk")
+    used.cache.symlink_to(tmp_path / "disk")
+    before = everything(tmp_path / "disk")
+    ran = used("uninstall", "--purge", "--yes")
+    assert ran.code == 7 and f"LEFT {used.cache}: it is a link" in ran.out
+    assert everything(tmp_path / "disk") == before
+
+
+def test_engines_in_use_are_not_taken_from_under_an_app(used: Cli, bundle: Path) -> None:
+    """Nothing is removed then, unless --force says so."""
+    code = "import sys; from refit_agent import ensure_engine; e = ensure_engine(*sys.argv[1:]); print(); input()"
+    app = subprocess.Popen(
+        [sys.executable, "-c", code, str(bundle), "classifier"],
+        env=used.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with app:
+        assert app.stdout is not None
+        app.stdout.readline()
+        before = everything(used.home)
+        ran = used("uninstall", "--purge", "--yes", "--json")
+        assert ran.code == 7 and ran.document["error"]["code"] == "engines-in-use"
+        assert "--force" in ran.document["error"]["hint"]
+        assert everything(used.home) == before
+        assert used("uninstall", "--purge", "--force", "--yes").code == 0
+        assert everything(used.home) == []
+        app.communicate("\n")
+
+
+def test_an_engine_that_is_being_made_counts_as_in_use(used: Cli) -> None:
+    """Whoever makes it holds its lock."""
+    with open(used.cache / f"locks/{KEY}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert used("uninstall", "--purge", "--yes", "--json").document["error"]["code"] == "engines-in-use"
+
+
+def test_it_asks_at_a_terminal_and_nowhere_else(used: Cli) -> None:
+    """Without one --yes is needed: an installer must not hang, nor remove what nobody agreed to."""
+    before = everything(used.home)
+    for extra in ((), ("--json",)):
+        ran = used("uninstall", *extra)
+        assert ran.code == 2 and "--yes" in ran.out + ran.err
+    assert everything(used.home) == before
+    assert _at_terminal(used, "n\n") == 1 and everything(used.home) == before
+    assert _at_terminal(used, "\x04") == 1 and everything(used.home) == before
+    assert _at_terminal(used, "y\n") == 0 and not (used.home / "state").exists()
+
+
+def _at_terminal(cli: Cli, answer: str) -> int:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(cli.command("uninstall"), env=cli.env, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    shown = b""
+    while b"?" not in shown:
+        assert select.select([master], [], [], 30)[0], shown
+        shown += os.read(master, 4096)
+    os.write(master, answer.encode())
+    try:
+        while select.select([master], [], [], 30)[0] and os.read(master, 4096):
+            pass
+    except OSError:  # the other end was closed
+        pass
+    os.close(master)
+    return process.wait(30)
+
+
+def test_force_belongs_to_purge(cli: Cli) -> None:
+    """Alone it would promise what it does not do."""
+    assert cli("uninstall", "--force", "--yes").code == 2
+
+
+# ---------------------------------------------------------------- the service
+
+
+def test_a_service_that_does_not_answer_is_not_robbed(used: Cli) -> None:
+    """Its lock says that it lives; nothing is removed."""
+    (used.home / "run").mkdir(mode=0o700)
+    with open(used.home / "run/agent.sock.lock", "w") as lock, socket.socket(socket.AF_UNIX) as silent:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        silent.bind(str(used.home / "run/agent.sock"))
+        before = everything(used.home)
+        ran = used("uninstall", "--yes", "--json")
+        assert ran.code == 8 and ran.document["error"]["code"] == "service-not-stopped"
+        assert everything(used.home) == before
+
+
+def test_what_a_killed_service_left_is_removed(used: Cli, serving: Callable[[], int]) -> None:
+    """Socket and lock, which nobody holds."""
+    pid = serving()
+    os.kill(pid, 9)
+    psutil.Process(pid).wait(10) if psutil.pid_exists(pid) else None
+    assert (used.home / "run/agent.sock").exists()
+    ran = used("uninstall", "--yes", "--json")
+    assert ran.code == 0 and ran.document["service"]["pid"] is None and not (used.home / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process is")
+def test_a_process_that_is_no_service_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from another container, the number that the service gives is another process's, or nobody's."""
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        for number, words in (
+            (bystander.pid, "is not a service of this user"),
+            (4_194_305, "there is no such process"),
+        ):
+            monkeypatch.setattr(service_stop, "_pid_of_service", lambda path, number=number: number)
+            with pytest.raises(ServiceNotStopped, match=f"{words}.*another container"):
+                service_stop._terminate("/agent.sock", number)
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_systemd_units_are_disabled_first(cli: Cli, tmp_path: Path) -> None:
+    """Those of the user's own service, and only if they are there; a service elsewhere is none of theirs."""
+    log = tmp_path / "asked"
+    tool = tmp_path / "bin" / "systemctl"
+    tool.parent.mkdir()
+    tool.write_text(
+        f'#!/bin/sh\necho "$@" >> {log}\n[ "$2" != list-unit-files ] || echo "refit-agent.socket enabled enabled"\n'
+    )
+    tool.chmod(0o755)
+    path = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"
+    assert cli("uninstall", "--yes", "--json", PATH=path).document["service"]["units"] == []
+    assert not log.exists()
+    del cli.env["REFIT_AGENT_HOME"]
+    places = {"HOME": str(tmp_path / "user"), "XDG_RUNTIME_DIR": str(tmp_path / "run")}
+    elsewhere = cli("uninstall", "--yes", "--json", PATH=path, REFIT_AGENT_SOCKET=str(tmp_path / "my.sock"), **places)
+    assert elsewhere.document["service"]["units"] == [] and not log.exists()
+    ran = cli("uninstall", "--yes", "--json", PATH=path, **places)
+    assert ran.document["service"]["units"] == ["refit-agent.socket"]
+    assert log.read_text().splitlines() == [
+        "--user list-unit-files --no-legend refit-agent.socket refit-agent.service",
+        "--user disable --now refit-agent.socket",
+    ]

@@ -1,0 +1,88 @@
+"""What the tests of the Debian packages share: the packages, and a stand-in for the standalone folder.
+
+The real folder comes from REFIT_AGENT_DIST, or is built once per test session, which takes minutes and a network.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "packaging/debian/build.py"
+UNITS = ROOT / "packaging/systemd"
+#: Read now: no test sees the tester's variables.
+_GIVEN = os.environ.get("REFIT_AGENT_DIST")
+
+
+def build_packages(dist: Path, output: Path, *options: str) -> list[Path]:
+    """Run the build as a user would; gives the packages, core first."""
+    command = [sys.executable, BUILD, "--dist", dist, "--output", output, *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=scrubbed())
+    assert done.returncode == 0, done.stderr
+    return [Path(line) for line in done.stdout.splitlines()]
+
+
+def scrubbed() -> dict[str, str]:
+    """The environment without what would change a build or the program."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("REFIT_AGENT", "SOURCE_DATE", "PYTHON", "XDG_"))}
+
+
+def make_fake_folder(dist: Path) -> Path:
+    """A standalone folder of the right shape whose interpreter is the tests' own, with two small parts.
+
+    Modes and dates are those of a careless umask and of now.
+    """
+    root = dist / "refit-agent-0.1.0-linux-x86_64"
+    more = dist / "refit-agent-onnxruntime-0.1.0-linux-x86_64"
+    python = f'#!/bin/sh\nshift 3\nexec "{sys.executable}" -B "$@"\n'
+    core = {
+        "bin/refit-agent": '#!/bin/sh\nexec "$(dirname "$(readlink -f "$0")")/../python/bin/python3" "$@"\n',
+        "python/bin/python3": python,
+        "lib/click/core.pyc": "code",
+        "lib/click-8.1.8.dist-info/METADATA": "Name: click\n",
+        "lib/refit_agent_start.pyc": "start",
+        "share/refit-agent/licences/click/LICENSE.txt": "Copyright 2014 Somebody\n\nDo as you like.\n",
+        "share/refit-agent/sbom.cdx.json": "{}",
+    }
+    ort = {
+        "lib/onnxruntime/__init__.py": "",
+        "share/refit-agent/licences/onnxruntime/LICENSE": "MIT License\n\nCopyright (c) Some Corporation\n",
+    }
+    names = {"core": sorted(core), "tensorrt-lean": [], "onnxruntime": sorted(ort)}
+    parts = {"version": "0.1.0", "glibc": "2.34", "glibcxx": "3.4.28", "parts": names}
+    core["share/refit-agent/parts.json"] = json.dumps(parts)
+    for folder, files in ((root, core), (more, ort)):
+        for name, text in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            path.chmod(0o775 if "/bin/" in f"/{name}" else 0o664)
+    return root
+
+
+@functools.cache
+def real_folder() -> Path:
+    """The folder with the built parts: REFIT_AGENT_DIST, or built now; skips where that cannot be."""
+    if _GIVEN:
+        return Path(_GIVEN)
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("the standalone folder is made on Linux on x86-64")
+    if shutil.which("strip") is None:
+        pytest.skip("the build of the standalone folder needs binutils")
+    work = Path(tempfile.mkdtemp(prefix="refit-agent-dist-"))
+    atexit.register(shutil.rmtree, work, ignore_errors=True)
+    command = [sys.executable, ROOT / "packaging/standalone/build.py", "--dist", work, "--no-archives"]
+    done = subprocess.run(command, capture_output=True, text=True, env=scrubbed())
+    assert done.returncode == 0, done.stderr
+    return work
