@@ -17,13 +17,15 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+
+from refit_agent.gpu import driver
 
 _MODERN = {
     "FLOAT": "<f4", "HALF": "<f2", "INT8": "|i1", "INT32": "<i4", "BOOL": "|b1", "UINT8": "|u1", "FP8": "|u1",
@@ -394,22 +396,21 @@ def _engine_class(module: FakeTensorRt) -> type:
 
 
 def write_package(folder: Path, name: str = "tensorrt", version: str = "10.16.1.11", **faults: Any) -> Path:
-    """A folder for a worker's search path: the module ``name``, and ``cuda.bindings.driver``."""
-    for path, code in {
-        f"{name}/__init__.py": f"import sys\nimport fakes_tensorrt as f\nsys.modules[__name__] = f.FakeTensorRt({name!r}, {version!r}, **{faults!r})\n",
-        "cuda/__init__.py": "",
-        "cuda/bindings/__init__.py": "import fakes_tensorrt as f\ndriver = f.FakeCuda()\n",
-    }.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(code)
+    """A folder for a worker's search path: the module ``name``."""
+    code = f"import sys\nimport fakes_tensorrt as f\nsys.modules[__name__] = f.FakeTensorRt({name!r}, {version!r}, **{faults!r})\n"
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "__init__.py").write_text(code)
     return folder
 
 
 # ---------------------------------------------------------------- CUDA
 
 
+_DEVICE, _CONTEXT = 5, 1000
+
+
 class FakeCuda:
-    """``cuda.bindings.driver`` over host memory. ``fail`` names calls that report error 2.
+    """The CUDA driver over host memory, below `gpu.driver`. ``fail`` names calls that report error 2.
 
     ``live`` holds what is allocated, ``made`` every address ever given, ``streams`` the streams that exist,
     ``retained`` how often the primary context is held. What is copied to the host is there after the stream was
@@ -440,15 +441,15 @@ class FakeCuda:
         return self._answer("cuInit")
 
     def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:
-        return self._answer("cuDeviceGet", f"device {ordinal}")
+        return self._answer("cuDeviceGet", _DEVICE + ordinal)
 
     def cuDevicePrimaryCtxRetain(self, device: Any) -> tuple[Any, ...]:
-        answer = self._answer("cuDevicePrimaryCtxRetain", f"context of {device}")
+        answer = self._answer("cuDevicePrimaryCtxRetain", _CONTEXT + device)
         self.retained += answer[0] == 0
         return answer
 
     def cuDevicePrimaryCtxRelease(self, device: Any) -> tuple[Any, ...]:
-        assert device == "device 0"
+        assert device == _DEVICE
         assert self.retained > 0
         self.retained -= 1
         return self._answer("cuDevicePrimaryCtxRelease")
@@ -459,7 +460,7 @@ class FakeCuda:
 
     def _require_context(self) -> None:
         assert self.retained
-        assert self.current == "context of device 0"
+        assert self.current == _CONTEXT + _DEVICE
 
     def cuMemAlloc(self, size: int) -> tuple[Any, ...]:
         self._require_context()
@@ -511,12 +512,23 @@ class FakeCuda:
         self._coming.clear()
         return self._answer("cuStreamSynchronize")
 
-    def cuGetErrorName(self, error: Any) -> tuple[Any, ...]:
-        return (self.CUresult(0), error.name.encode())
+    def cuGetErrorName(self, error: int) -> tuple[Any, ...]:
+        return (self.CUresult(0), self.CUresult(error).name.encode())
+
+    def _function(self, symbol: str) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            filled = [a._obj for a in arguments if hasattr(a, "_obj")]
+            code, *values = getattr(self, symbol.removesuffix("_v2"))(*(a for a in arguments if not hasattr(a, "_obj")))
+            for place, value in zip(filled, values, strict=True):
+                if value is not None:
+                    place.value = value
+            return int(code)
+
+        return call
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         """Take the place of the real one in this process."""
-        monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=self))
+        monkeypatch.setattr(driver, "_function", self._function)
         return self
 
 
@@ -548,16 +560,6 @@ int cuMemFree_v2(uintptr_t address) { free((void *)address); allocations--; retu
 int cuMemcpyHtoDAsync_v2(uintptr_t to, const void *from, size_t size, void *stream) { if (stream != (void *)0x77) return 400; memcpy((void *)to, from, size); return 0; }
 int cuMemcpyDtoHAsync_v2(void *to, uintptr_t from, size_t size, void *stream) { if (stream != (void *)0x77 || copies == 64) return 400; coming[copies].to = to; coming[copies].from = from; coming[copies++].size = size; return 0; }
 int cuStreamSynchronize(void *stream) { if (stream != (void *)0x77) return 400; if (fails("cuStreamSynchronize")) return (int)bytes("FAKE_CUDA_CODE"); while (copies) { copies--; memcpy(coming[copies].to, (void *)coming[copies].from, coming[copies].size); } return 0; }
-#define IS(name, function) if (!strcmp(symbol, name)) { *found = (void *)function; return 0; }
-int cuGetProcAddress_v2(const char *symbol, void **found, int version, uint64_t flags, int *status) {
-    IS("cuInit", cuInit) IS("cuDeviceGet", cuDeviceGet) IS("cuDevicePrimaryCtxRetain", cuDevicePrimaryCtxRetain)
-    IS("cuDevicePrimaryCtxRelease", cuDevicePrimaryCtxRelease_v2) IS("cuCtxSetCurrent", cuCtxSetCurrent)
-    IS("cuGetErrorName", cuGetErrorName) IS("cuStreamCreate", cuStreamCreate) IS("cuStreamDestroy", cuStreamDestroy_v2)
-    IS("cuMemAlloc", cuMemAlloc_v2) IS("cuMemFree", cuMemFree_v2) IS("cuMemcpyHtoDAsync", cuMemcpyHtoDAsync_v2)
-    IS("cuMemcpyDtoHAsync", cuMemcpyDtoHAsync_v2) IS("cuStreamSynchronize", cuStreamSynchronize)
-    IS("cuGetProcAddress", cuGetProcAddress_v2)
-    *found = 0; return 500;
-}
 """
 
 

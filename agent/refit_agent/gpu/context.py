@@ -5,12 +5,11 @@ Without a driver TensorRT's Runtime does not fail, it crashes the process.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import threading
 from typing import TYPE_CHECKING
 
-from refit_agent.errors import DeviceFailed, GpuMemoryShort
+from refit_agent.errors import GpuMemoryShort
+from refit_agent.gpu import driver
 
 if TYPE_CHECKING:
     from refit_agent.manifest import Plan
@@ -31,7 +30,8 @@ class PendingContext:
 
     def _open(self) -> None:
         try:
-            free, _total = _make_primary_context()
+            driver.enter_context()
+            free, _total = driver.memory()
             needed = needed_bytes(self._job)
             if free < needed:
                 raise GpuMemoryShort(gpu=self._job.gpu, free_bytes=free, needed_bytes=needed, short_bytes=needed - free)
@@ -74,32 +74,3 @@ def _weight_bytes(job: Job, plan: Plan) -> int:
     if job.weights is not None:
         return sum(f.ref.size for f in (job.weights, *job.external))
     return sum(f.ref.size for f in job.safetensors if not plan.safetensors or f.ref.path in plan.safetensors)
-
-
-def _make_primary_context() -> tuple[int, int]:
-    """Make the primary context of device 0 current and give its free and total memory in bytes.
-
-    By the CUDA driver API (cuda.h): the same context that TensorRT uses afterwards.
-    """
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        cuda = ctypes.CDLL(library)
-    except OSError as error:
-        raise DeviceFailed(detail=f"there is no NVIDIA driver ({error})") from error
-    _check(cuda, "cuInit", cuda.cuInit(0))
-    device = ctypes.c_int()
-    _check(cuda, "cuDeviceGet", cuda.cuDeviceGet(ctypes.byref(device), 0))
-    context = ctypes.c_void_p()
-    _check(cuda, "cuDevicePrimaryCtxRetain", cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
-    _check(cuda, "cuCtxSetCurrent", cuda.cuCtxSetCurrent(context))
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    _check(cuda, "cuMemGetInfo", cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))
-    return free.value, total.value
-
-
-def _check(cuda: ctypes.CDLL, call: str, code: int) -> None:
-    if code == 0:
-        return
-    name = ctypes.c_char_p()
-    cuda.cuGetErrorName(code, ctypes.byref(name))
-    raise DeviceFailed(detail=f"{call} gave CUDA error {code} ({(name.value or b'unknown').decode()})")

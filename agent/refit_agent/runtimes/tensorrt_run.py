@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refit_agent.errors import CheckImpossible, DeviceFailed, RefitError
+from refit_agent.gpu import driver
 from refit_agent.runtimes.base import Array
 from refit_agent.weight_map.batch_norm import float32_to_bfloat16
 
@@ -157,28 +158,18 @@ def _widened(engine: Any, name: str, array: Array) -> Array:
 
 
 class _Buffers:
-    """Device memory and a stream for one run, given back when the block is left.
-
-    By the CUDA driver API, in the primary context of the one visible GPU: TensorRT, which uses the CUDA
-    runtime, is in the same one, so that addresses and the stream of either are good in both.
-    """
+    """Device memory and a stream for one run, given back when the block is left."""
 
     def __init__(self) -> None:
-        from cuda.bindings import driver  # for the check run alone
-
-        self._cuda = driver
         self._undo = contextlib.ExitStack()
         self.stream = 0
 
     def __enter__(self) -> _Buffers:
         with self._undo:  # what was taken goes back if one of these calls fails
-            self._call(self._cuda.cuInit, 0)
-            device = self._call(self._cuda.cuDeviceGet, 0)
-            context = self._call(self._cuda.cuDevicePrimaryCtxRetain, device)
-            self._undo.callback(self._give_back, self._cuda.cuDevicePrimaryCtxRelease, device)
-            self._call(self._cuda.cuCtxSetCurrent, context)
-            self.stream = int(self._call(self._cuda.cuStreamCreate, 0))
-            self._undo.callback(self._give_back, self._cuda.cuStreamDestroy, self.stream)
+            device = driver.enter_context()
+            self._undo.callback(_give_back, driver.leave_context, device)
+            self.stream = driver.create_stream()
+            self._undo.callback(_give_back, driver.destroy_stream, self.stream)
             self._undo = self._undo.pop_all()
         return self
 
@@ -189,38 +180,23 @@ class _Buffers:
     def upload(self, array: Array) -> int:
         """Address of a copy of ``array`` on the GPU; the array must live until `synchronize`."""
         # CUDA gives no memory of size 0.
-        address = int(self._call(self._cuda.cuMemAlloc, max(1, array.nbytes)))
-        self._undo.callback(self._give_back, self._cuda.cuMemFree, address)
+        address = driver.allocate(max(1, array.nbytes))
+        self._undo.callback(_give_back, driver.free, address)
         if array.nbytes:
-            # On the run's own stream: a copy elsewhere may still be on its way to the GPU when the call returns,
-            # and which streams wait for the default one depends on how the process was set up.
-            self._call(self._cuda.cuMemcpyHtoDAsync, address, array.ctypes.data, array.nbytes, self.stream)
+            # On the run's own stream: a copy elsewhere may still be on its way to the GPU when the call returns.
+            driver.copy_in(address, array.ctypes.data, array.nbytes, self.stream)
         return address
 
     def download(self, array: Array, address: int) -> None:
         """Copy from the GPU into ``array``, which has it after `synchronize`."""
         if array.nbytes:
-            self._call(self._cuda.cuMemcpyDtoHAsync, array.ctypes.data, address, array.nbytes, self.stream)
+            driver.copy_out(array.ctypes.data, address, array.nbytes, self.stream)
 
     def synchronize(self) -> None:
-        """Wait for all copies and the run; an error inside a kernel shows here."""
-        self._call(self._cuda.cuStreamSynchronize, self.stream)
+        """Wait for all copies and the run."""
+        driver.wait(self.stream)
 
-    def _give_back(self, function: Callable[..., Any], handle: Any) -> None:
-        with contextlib.suppress(DeviceFailed):  # a first error is on its way already
-            self._call(function, handle)
 
-    def _call(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-        try:
-            error, *values = function(*arguments)
-        except RuntimeError as reason:  # the driver library, or this function of it, is not there
-            raise DeviceFailed(detail=f"the NVIDIA driver cannot be called: {reason}") from reason
-        except (KeyError, ValueError) as reason:  # a number that these bindings do not know, from a newer driver
-            raise DeviceFailed(detail=f"CUDA error without a name ({reason})") from reason
-        if int(error) != 0:
-            raise DeviceFailed(detail=f"CUDA error {int(error)} ({self._name(error)})")
-        return values[0] if values else None
-
-    def _name(self, error: Any) -> str:
-        _, name = self._cuda.cuGetErrorName(error)
-        return name.decode() if name else str(getattr(error, "name", "unknown"))
+def _give_back(function: Callable[[int], None], handle: int) -> None:
+    with contextlib.suppress(DeviceFailed):  # a first error is on its way already
+        function(handle)

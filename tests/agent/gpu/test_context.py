@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from fakes_tensorrt import build_driver
 from refit_agent.errors import DeviceFailed, GpuMemoryShort
-from refit_agent.gpu import context
+from refit_agent.gpu import driver as cuda
 from refit_agent.gpu.context import needed_bytes, open_context
 from refit_agent.manifest import Engine, FileRef, Plan
 from refit_agent.refit.messages import Job, Located
@@ -45,6 +47,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_driver(tmp_path_factory.mktemp("driver"))
 
 
+def load_anew(monkeypatch: pytest.MonkeyPatch, load: Callable[[str], ctypes.CDLL]) -> None:
+    """The driver is loaded by ``load``, now and not before."""
+    library = functools.cache(cuda._library.__wrapped__)
+    monkeypatch.setattr(cuda, "_library", library)
+    monkeypatch.setattr(cuda, "_function", functools.cache(cuda._function.__wrapped__))
+    monkeypatch.setattr(cuda.ctypes, "CDLL", load)
+
+
 @pytest.fixture
 def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A driver that answers; gives the names under which it was looked for."""
@@ -55,7 +65,7 @@ def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(name)
         return real(str(library))
 
-    monkeypatch.setattr(context.ctypes, "CDLL", load)
+    load_anew(monkeypatch, load)
     monkeypatch.delenv("FAKE_CUDA_FAIL", raising=False)
     monkeypatch.delenv("FAKE_CUDA_FREE", raising=False)
     return asked
@@ -65,7 +75,7 @@ def test_the_driver_is_asked_in_the_order_that_it_wants(driver: list[str]) -> No
     """Initialised, device 0, its primary context, made current; then it tells its memory."""
     open_context(job()).wait()
     assert driver == ["libcuda.so.1"]
-    assert context._make_primary_context() == (80 << 30, 80 << 30)
+    assert cuda.memory() == (80 << 30, 80 << 30)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,7 @@ def test_no_driver_is_an_error_of_the_machine(monkeypatch: pytest.MonkeyPatch) -
     def load(name: str) -> ctypes.CDLL:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(context.ctypes, "CDLL", load)
+    load_anew(monkeypatch, load)
     pending = open_context(job())
     for _ in range(2):
         with pytest.raises(DeviceFailed, match=r"there is no NVIDIA driver .*libcuda"):
@@ -131,7 +141,8 @@ def test_a_stripped_plan_grows_by_its_weights(strip: str, needed: int) -> None:
 def test_the_start_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """The context takes a third of a second, in which the caller imports and unpacks."""
     answered = threading.Event()
-    monkeypatch.setattr(context, "_make_primary_context", lambda: (answered.wait(30), (80 << 30, 80 << 30))[1])
+    monkeypatch.setattr(cuda, "enter_context", lambda: answered.wait(30))
+    monkeypatch.setattr(cuda, "memory", lambda: (80 << 30, 80 << 30))
     pending = open_context(job())
     waited: list[bool] = []
     waiter = threading.Thread(target=lambda: (pending.wait(), waited.append(True)))
@@ -146,9 +157,9 @@ def test_the_start_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whatever_goes_wrong_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that stayed in the thread would let the Runtime be made, and crash."""
 
-    def fail() -> tuple[int, int]:
-        raise AttributeError("undefined symbol: cuMemGetInfo_v2")
+    def fail() -> int:
+        raise MemoryError("no memory for a thread's stack")
 
-    monkeypatch.setattr(context, "_make_primary_context", fail)
-    with pytest.raises(AttributeError, match="cuMemGetInfo_v2"):
+    monkeypatch.setattr(cuda, "enter_context", fail)
+    with pytest.raises(MemoryError, match="stack"):
         open_context(job()).wait()

@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import os
-import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import refit_agent
-from fakes_tensorrt import build_driver
 from module_contract import Answers, ask, faults_of, installed, unavailable, uses
 from refit_agent.runtimes.tensorrt_plan import DTYPES
 from refit_agent.runtimes.tensorrt_run import _NUMPY
 
 SOURCE = Path(refit_agent.__file__).parent
 OLDER = "10.16.1.11"
-OLDER_BINDINGS = "12.9.0"
 
 # ---------------------------------------------------------------- what is used
 
@@ -153,12 +146,6 @@ def older_lean() -> Path:
     return installed(f"tensorrt-lean-{OLDER}", packages)
 
 
-@pytest.fixture(scope="session")
-def older_bindings() -> Path:
-    """The folder of the oldest cuda-bindings that the extra cu12 takes."""
-    return installed(f"cuda-bindings-{OLDER_BINDINGS}", [f"cuda-bindings=={OLDER_BINDINGS}"])
-
-
 def test_tensorrt_lean_10_has_all_that_we_use(older_lean: Path) -> None:
     """The oldest lean runtime that refits on its own."""
     answers = ask_in(older_lean, "tensorrt_lean")
@@ -203,114 +190,8 @@ def test_a_contract_that_is_broken_is_seen() -> None:
 
 # ---------------------------------------------------------------- CUDA and NVML
 
+
 #: Function -> number of its arguments.
-CUDA_CALLS = {
-    "cuInit": 1,
-    "cuDeviceGet": 1,
-    "cuDevicePrimaryCtxRetain": 1,
-    "cuDevicePrimaryCtxRelease": 1,
-    "cuCtxSetCurrent": 1,
-    "cuStreamCreate": 1,
-    "cuStreamDestroy": 1,
-    "cuStreamSynchronize": 1,
-    "cuMemAlloc": 1,
-    "cuMemFree": 1,
-    "cuMemcpyHtoDAsync": 4,
-    "cuMemcpyDtoHAsync": 4,
-    "cuGetErrorName": 1,
-}
-
-
-def test_cuda_bindings_have_all_that_we_use() -> None:
-    """Every function with as many arguments as we give it, as its documentation tells."""
-    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
-    found = {name for _, name in uses(SOURCE / "runtimes/tensorrt_run.py", {"self._cuda": ""})}
-    assert found == set(CUDA_CALLS)
-    for name, count in CUDA_CALLS.items():
-        signature = re.match(rf"{name}\((.*?)\)", getattr(driver, name).__doc__)
-        assert signature is not None, name
-        assert len([part for part in signature[1].split(",") if part.strip()]) == count, signature[0]
-
-
-_CHECK_RUN = """
-import ctypes, json, sys
-import numpy as np
-from fakes_tensorrt import FakeTensorRt, output, plan, tensor
-from refit_agent.errors import DeviceFailed
-from refit_agent.runtimes.tensorrt_run import run_engine
-
-module = FakeTensorRt()
-empty = ((0, 4),) * 3
-io = [tensor("x"), tensor("e", shapes=empty), output("y", "x"), output("z", "e")]
-answers = {}
-for factor in (1, 2):
-    values = np.arange(8, dtype=np.float32).reshape(2, 4) * np.float32(factor)
-    try:
-        got = run_engine(module, module.engine(plan(io=io)), {"x": values, "e": np.zeros((0, 4), np.float32)})
-        answers[factor] = got["y"].tolist() == values.tolist() and got["z"].shape == (0, 4)
-    except DeviceFailed as error:
-        answers[factor] = str(error)
-library = ctypes.CDLL("libcuda.so.1")
-left = [ctypes.c_int.in_dll(library, name).value for name in ("allocations", "streams", "held")]
-from cuda import bindings
-print(json.dumps([bindings.__version__, answers, left, "cuda.bindings.runtime" in sys.modules]))
-"""
-
-
-def check_run(bindings: Path | None, driver: Path, **environment: str) -> tuple[str, dict[str, Any]]:
-    """Two check runs by the real bindings in ``bindings`` (None: those installed) on a stand-in for the driver.
-
-    Gives the version of the bindings, and of every run whether it was right, or the error's text.
-    """
-    path = [str(Path(__file__).parents[2]), *([str(bindings)] if bindings else [])]
-    env = {**os.environ, "LD_LIBRARY_PATH": str(driver), "PYTHONPATH": os.pathsep.join(path), **environment}
-    run = subprocess.run([sys.executable, "-c", _CHECK_RUN], env=env, capture_output=True, text=True, timeout=100)
-    assert run.returncode == 0, run.stderr
-    version, answers, left, by_runtime = json.loads(run.stdout.splitlines()[-1])
-    assert left == [0, 0, 0], "memory, streams or contexts were not given back"
-    assert not by_runtime, "the bindings of the CUDA runtime are 5 MB more than the check run needs"
-    return version, answers
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_driver(tmp_path_factory.mktemp("driver")).parent
-
-
-@pytest.fixture(params=["12", "13"])
-def bindings(request: pytest.FixtureRequest) -> Path | None:
-    """The oldest of CUDA 12, and those that are installed, of CUDA 13."""
-    if request.param == "12":
-        folder: Path = request.getfixturevalue("older_bindings")
-        return folder
-    pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
-    return None
-
-
-@pytest.mark.parametrize("per_thread", ["0", "1"])
-def test_the_real_bindings_make_check_runs(bindings: Path | None, driver: Path, per_thread: str) -> None:
-    """Every function takes what it is given, twice in one process, whatever the default stream is."""
-    version, answers = check_run(bindings, driver, CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM=per_thread)
-    assert answers == {"1": True, "2": True}
-    assert bindings is None or version == OLDER_BINDINGS
-
-
-@pytest.mark.parametrize(
-    ("call", "code", "told"),
-    [
-        ("cuDevicePrimaryCtxRetain", 2, "CUDA error 2 (CUDA_ERROR_OUT_OF_MEMORY)"),
-        ("cuMemAlloc", 2, "CUDA error 2 (CUDA_ERROR_OUT_OF_MEMORY)"),
-        ("cuStreamSynchronize", 719, "CUDA error 719 (CUDA_ERROR_LAUNCH_FAILED)"),
-        ("cuStreamSynchronize", 9999, "9999"),
-    ],
-)
-def test_the_real_bindings_tell_errors(bindings: Path | None, driver: Path, call: str, code: int, told: str) -> None:
-    """By number and name; one that they do not know is an error of the GPU's as well."""
-    _, answers = check_run(bindings, driver, FAKE_CUDA_FAIL=call, FAKE_CUDA_CODE=str(code))
-    assert told in answers["1"]
-    assert told in answers["2"]
-
-
 def test_nvidia_ml_py_has_all_that_we_use() -> None:
     """Names that we cannot do without; those that are asked for as optional exist too, unless misspelt."""
     import pynvml

@@ -233,18 +233,6 @@ def test_an_error_that_has_no_name_is_told_by_its_number(monkeypatch: pytest.Mon
         run(COPY, {"x": VALUES})
 
 
-def test_a_driver_that_cannot_be_called_is_the_gpu_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bindings raise then, in place of an error number."""
-    cuda = FakeCuda().install(monkeypatch)
-
-    def gone(flags: int) -> None:
-        raise RuntimeError('Function "cuInit" not found')
-
-    monkeypatch.setattr(cuda, "cuInit", gone)
-    with pytest.raises(DeviceFailed, match='cannot be called: Function "cuInit" not found'):
-        run(COPY, {"x": VALUES})
-
-
 def test_errors_on_the_way_out_do_not_hide_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that cannot be freed is the process's end to clear up."""
     FakeCuda("cuMemFree", "cuStreamDestroy", "cuDevicePrimaryCtxRelease").install(monkeypatch)
