@@ -1,28 +1,16 @@
-"""What the tests of the Debian packages share: the packages, and a stand-in for the standalone folder.
-
-The real folder comes from REFIT_AGENT_DIST, or is built once per test session, which takes minutes and a network.
-"""
+"""What the tests of the Debian packages share: the packages, and a stand-in for the standalone folder."""
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
-import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "packaging/debian/build.py"
 UNITS = ROOT / "packaging/systemd"
-#: Read now: no test sees the tester's variables.
-_GIVEN = os.environ.get("REFIT_AGENT_DIST")
 
 
 def build_packages(dist: Path, output: Path, *options: str) -> list[Path]:
@@ -69,20 +57,3 @@ def make_fake_folder(dist: Path) -> Path:
             path.write_text(text)
             path.chmod(0o775 if "/bin/" in f"/{name}" else 0o664)
     return root
-
-
-@functools.cache
-def real_folder() -> Path:
-    """The folder with the built parts: REFIT_AGENT_DIST, or built now; skips where that cannot be."""
-    if _GIVEN:
-        return Path(_GIVEN)
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        pytest.skip("the standalone folder is made on Linux on x86-64")
-    if shutil.which("strip") is None:
-        pytest.skip("the build of the standalone folder needs binutils")
-    work = Path(tempfile.mkdtemp(prefix="refit-agent-dist-"))
-    atexit.register(shutil.rmtree, work, ignore_errors=True)
-    command = [sys.executable, ROOT / "packaging/standalone/build.py", "--dist", work, "--no-archives"]
-    done = subprocess.run(command, capture_output=True, text=True, env=scrubbed())
-    assert done.returncode == 0, done.stderr
-    return work

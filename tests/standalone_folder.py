@@ -1,11 +1,18 @@
-"""The standalone folder, built once for all tests that look into it."""
+"""The standalone folder, built once per test session for all tests that look into it.
+
+REFIT_AGENT_DIST names one that is there already; otherwise it takes a minute or two, and a network.
+"""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,15 +22,16 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILDER = ROOT / "packaging" / "standalone"
 NAME = "refit-agent-0.1.0-linux-x86_64"
 ORT_NAME = "refit-agent-onnxruntime-0.1.0-linux-x86_64"
+#: Read now: no test sees the tester's variables.
+_GIVEN = os.environ.get("REFIT_AGENT_DIST")
 
 
 class Built(NamedTuple):
-    """``core`` as it was built; ``whole`` a copy with ONNX Runtime laid over it; ``said`` what the build printed."""
+    """``core`` as it was built; ``whole`` a copy with ONNX Runtime laid over it."""
 
     core: Path
     ort: Path
     whole: Path
-    said: str
 
 
 def build(dist: Path, *options: str) -> str:
@@ -38,19 +46,30 @@ def build(dist: Path, *options: str) -> str:
     return done.stdout
 
 
-def built(root: Path) -> Built:
-    """Build below ``root``; skips where that cannot be done."""
-    if not sys.platform.startswith("linux") or sys.implementation.name != "cpython":
-        pytest.skip("the folder is made on Linux, by CPython")
+@functools.cache
+def real_folder() -> Path:
+    """The folder that holds both folders: REFIT_AGENT_DIST, or built now; skips where that cannot be done."""
+    if _GIVEN:
+        return Path(_GIVEN).resolve()
+    if sys.platform != "linux" or platform.machine() != "x86_64" or sys.implementation.name != "cpython":
+        pytest.skip("the folder is made on Linux on x86-64, by CPython")
     for tool in ("strip", "ldd"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    dist = root / "dist"
-    said = build(dist, "--no-archives")
+    work = Path(tempfile.mkdtemp(prefix="refit-agent-dist-"))
+    atexit.register(shutil.rmtree, work, ignore_errors=True)
+    build(work, "--no-archives")
+    return work
+
+
+def built(root: Path) -> Built:
+    """The folders, and below ``root`` a copy of them laid together; skips where they cannot be built."""
+    dist = real_folder()
+    core, ort = dist / NAME, dist / ORT_NAME
     whole = root / "with a space" / "app"
-    shutil.copytree(dist / NAME, whole)
-    shutil.copytree(dist / ORT_NAME, whole, dirs_exist_ok=True)
-    return Built(dist / NAME, dist / ORT_NAME, whole, said)
+    shutil.copytree(core, whole)
+    shutil.copytree(ort, whole, dirs_exist_ok=True)
+    return Built(core, ort, whole)
 
 
 def bare(home: Path, **more: str) -> dict[str, str]:

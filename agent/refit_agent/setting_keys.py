@@ -92,6 +92,11 @@ def _switch(value: object) -> bool:
     return value
 
 
+def _switch_of_text(text: str) -> object:
+    # Anything else stays what it is, and is refused: "no" must neither turn on nor be passed over.
+    return {"1": True, "true": True, "0": False, "false": False}.get(text.strip().lower(), text)
+
+
 def _percent(value: object) -> int:
     # From the environment it comes as text.
     number = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
@@ -130,6 +135,11 @@ def _folder(value: object) -> str:
     return value
 
 
+def _folder_of_text(text: str) -> str:
+    # Whoever starts a program stands somewhere; a file does not.
+    return text if text.startswith("~") else os.path.abspath(text)
+
+
 def _folders(value: object) -> tuple[str, ...]:
     return tuple(_folder(v) for v in _texts(value))
 
@@ -145,7 +155,7 @@ def _by_path_separator(text: str) -> list[str]:
 _FOLDER = "an absolute path or one that begins with ~/, with {user} for the user's name if wanted"
 #: By name, in the order in which they are shown.
 KEYS: dict[str, Key] = {
-    "cache_dir": Key("REFIT_AGENT_CACHE_DIR", _FOLDER, None, _folder, lambda t: os.path.abspath(os.path.expanduser(t))),
+    "cache_dir": Key("REFIT_AGENT_CACHE_DIR", _FOLDER, None, _folder, _folder_of_text),
     "cache_quota": Key("REFIT_AGENT_CACHE_QUOTA", "a size such as 500M or 20G", None, _size),
     "fetch": Key(
         "REFIT_AGENT_FETCH", "a list of kinds of URLs such as 'https'", tuple(sorted(DEFAULT_PROTOCOLS)), _texts,
@@ -159,8 +169,8 @@ KEYS: dict[str, Key] = {
         "REFIT_AGENT_REGISTER_FROM", f"a list of folders, each {_FOLDER}", None, _folders,
         _by_path_separator, empty_counts=True,
     ),
-    "warm": Key("REFIT_AGENT_WARM", "true or false", True, _switch, lambda t: t != "0"),
-    "warm_on_battery": Key("REFIT_AGENT_WARM_ON_BATTERY", "true or false", False, _switch, lambda t: t == "1"),
+    "warm": Key("REFIT_AGENT_WARM", "true or false", True, _switch, _switch_of_text),
+    "warm_on_battery": Key("REFIT_AGENT_WARM_ON_BATTERY", "true or false", False, _switch, _switch_of_text),
     "warm_busy_percent": Key(
         "REFIT_AGENT_WARM_BUSY_PERCENT", "a percentage from 0 to 101 (101: never too busy)", DEFAULT_BUSY_PERCENT, _percent
     ),

@@ -133,7 +133,7 @@ def _decoded(name: str, value: object, where: str, shown: object) -> object:
 def cache_dir(environ: Mapping[str, str] | None = None) -> str | None:
     """The cache's folder, absolute, or None for the system's place."""
     found = find("cache_dir", environ)
-    if found.value is None or found.kind == "environment":
+    if found.value is None or found.place == HOME_VARIABLE:
         return None if found.value is None else str(found.value)
     return _expanded(str(found.value), by_account=found.kind == "policy")
 

@@ -4,6 +4,9 @@
     settings.toml   the user's own
     settings.toml   the machine's, for users who say nothing else
 
+The machine's files are in /etc, on macOS in /Library, and on Windows where the registry says (REGISTRY_PLACE): any user
+may make a folder in %ProgramData%, and so a policy for everybody.
+
 Each is one flat TOML table. A file that is there and cannot be believed or understood is an error and never skipped:
 it may hold a restriction. Nothing is read at import. A file is read again when it was replaced or changed, which one
 `stat` tells; where there is none, that `stat` is all it costs.
@@ -26,6 +29,11 @@ KINDS: tuple[Kind, ...] = ("policy", "user", "machine")
 MACHINE_FOLDER = "/Library/Application Support/refit-agent" if sys.platform == "darwin" else "/etc/refit-agent"
 #: Who writes the machine's files.
 _ROOT = 0
+#: Names the machine's folder on Windows, as a text (REG_SZ). Only administrators can write there.
+_REGISTRY_KEY, _REGISTRY_VALUE = r"SOFTWARE\refit-agent", "MachineFolder"
+REGISTRY_PLACE = rf"HKLM\{_REGISTRY_KEY}\{_REGISTRY_VALUE}"
+#: Root's own, wherever it is seen from; holds the number that the kernel shows for users who have none there.
+_OVERFLOW_FILE = "/proc/sys/kernel/overflowuid"
 _MOST_BYTES = 64 << 10
 #: O_NONBLOCK: a FIFO in this place must not hold the caller for ever.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -44,10 +52,13 @@ _read: dict[str, tuple[_Identity, SettingsFile]] = {}
 
 
 def path_of(kind: Kind, environ: Mapping[str, str] | None = None) -> str:
-    """Where the file belongs, whether or not there is one."""
+    """Where the file belongs, whether or not there is one; "" for a machine's file on a Windows whose registry names
+    no folder for it, which has none then. Raises SettingsFileInvalid, for what the registry says."""
     if kind == "user":
         return os.path.join(_user_folder(os.environ if environ is None else environ), "settings.toml")
-    folder = _program_data() if sys.platform == "win32" else MACHINE_FOLDER
+    folder = _registered_folder(kind) if sys.platform == "win32" else MACHINE_FOLDER
+    if not folder:
+        return ""
     return f"{folder}/policy.toml" if kind == "policy" else f"{folder}/settings.toml"
 
 
@@ -56,12 +67,15 @@ def read(kind: Kind, environ: Mapping[str, str] | None = None) -> SettingsFile |
 
     Raises:
         SettingsFileInvalid: it cannot be read, is no TOML, or is a machine's file that somebody but the
-            administrator could have written.
+            administrator could have written, or a link of the machine's that leads nowhere.
     """
     path = path_of(kind, environ)
+    if not path:
+        return None
     try:
         identity = _identity(os.stat(path))
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        _require_none(kind, path, error)
         return None
     except (OSError, ValueError) as error:
         raise _invalid(kind, path, getattr(error, "strerror", None) or str(error)) from error
@@ -78,7 +92,8 @@ def read(kind: Kind, environ: Mapping[str, str] | None = None) -> SettingsFile |
 def _load(kind: Kind, path: str) -> tuple[_Identity, SettingsFile] | None:
     try:
         fd = os.open(path, _OPEN_FLAGS)
-    except FileNotFoundError:  # removed this moment
+    except FileNotFoundError as error:  # removed this moment
+        _require_none(kind, path, error)
         return None
     except OSError as error:
         raise _invalid(kind, path, error.strerror) from error
@@ -97,6 +112,14 @@ def _load(kind: Kind, path: str) -> tuple[_Identity, SettingsFile] | None:
     finally:
         os.close(fd)
     return _identity(status), SettingsFile(kind, path, _decode(kind, path, data))
+
+
+def _require_none(kind: Kind, path: str, error: OSError) -> None:
+    """Return if nobody put anything in the place of the file. A link says that the administrator wanted one: with its
+    other end on a disk that is not there, what it forbids must not become allowed."""
+    for place in () if kind == "user" else (path, os.path.dirname(path)):
+        if os.path.islink(place) and not os.path.exists(place):
+            raise _invalid(kind, path, f"{place} is a link that leads nowhere") from error
 
 
 def _decode(kind: Kind, path: str, data: bytes) -> dict[str, object]:
@@ -131,11 +154,21 @@ def _owner_fault(status: os.stat_result) -> str:
     list of the folder has to be right, see the installer."""
     if sys.platform == "win32":
         return ""
-    if status.st_uid != _ROOT:
+    if status.st_uid != _ROOT and not _is_hidden_root(status.st_uid):
         return f"it belongs to user {status.st_uid} and must belong to root"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"others than root may write to it (mode {stat.S_IMODE(status.st_mode):o})"
     return ""
+
+
+def _is_hidden_root(uid: int) -> bool:
+    """Whether that is the number under which root's files are seen here: in a user namespace without root, as of a
+    rootless container or a sandbox, that of all who have none there. The mode still tells whether they may write."""
+    try:
+        with open(_OVERFLOW_FILE, "rb") as file:
+            return int(file.read(32)) == uid == os.fstat(file.fileno()).st_uid
+    except (OSError, ValueError):
+        return False
 
 
 def _invalid(kind: Kind, path: str, detail: str | None) -> SettingInvalid:
@@ -159,16 +192,25 @@ def _user_folder(environ: Mapping[str, str]) -> str:
     return os.path.join(given if os.path.isabs(given) else os.path.expanduser("~/.config"), "refit-agent")
 
 
-def _program_data() -> str:
-    """``C:\\ProgramData\\refit-agent``, from the registry's half that only administrators write."""
+def _registered_folder(kind: Kind) -> str:
+    """The machine's folder as the registry's half that only administrators write has it; "" if it names none.
+
+    Raises SettingsFileInvalid: it names what is no folder's whole path, or cannot be asked.
+    """
     if sys.platform != "win32":
         raise AssertionError("asked for on Windows alone")
-    name = r"SOFTWARE\Microsoft\Windows\CurrentVersion\Explorer\Shell Folders"
     try:
         import winreg
 
-        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, name) as key:
-            folder = str(winreg.QueryValueEx(key, "Common AppData")[0])
-    except (ImportError, OSError):  # also where a test plays Windows
-        folder = r"C:\ProgramData"
-    return os.path.join(folder, "refit-agent")
+        # The one and only half: a Python of 32 bits would be shown another one.
+        access = winreg.KEY_READ | winreg.KEY_WOW64_64KEY
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, _REGISTRY_KEY, 0, access) as key:
+            folder, form = winreg.QueryValueEx(key, _REGISTRY_VALUE)
+    except (ImportError, FileNotFoundError):  # ImportError where a test plays Windows
+        return ""
+    except OSError as error:
+        raise _invalid(kind, REGISTRY_PLACE, error.strerror) from error
+    # Not REG_EXPAND_SZ: whoever starts a program says what is in its environment.
+    if form != winreg.REG_SZ or not os.path.isabs(folder) or "\0" in folder:
+        raise _invalid(kind, REGISTRY_PLACE, "it must be a text (REG_SZ), the whole path of a folder")
+    return str(folder)

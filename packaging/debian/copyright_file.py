@@ -27,8 +27,6 @@ _LINE = re.compile(r"^.{0,8}(copyright\b.*(?:\d{4}|\(c\)|\u00a9).*)$", re.IGNORE
 #: Distributions whose modules are not called like them.
 _MODULES = {
     "attrs": ("attr", "attrs"),
-    "cuda-bindings": ("cuda/bindings",),
-    "cuda-pathfinder": ("cuda/pathfinder",),
     "cffi": ("cffi", "_cffi_backend"),
     "nvidia-ml-py": ("pynvml", "example"),
     "pynacl": ("nacl",),

@@ -10,7 +10,7 @@
 # 3 the bundle is damaged; 130 and 143 stopped, run it again.
 set -eu
 
-payload=$(cd -- "$(dirname -- "$0")" && pwd)
+payload=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 prefix=${XDG_DATA_HOME:-$HOME/.local/share}/example-photo
 deadline=600 uninstall='' purge=''
 parts='app bundle refit-agent'
@@ -35,7 +35,8 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-case $deadline in '' | *[!0-9]*) usage ;; esac
+# A zero in front would make it octal, or no number at all.
+case $deadline in '' | 0?* | *[!0-9]*) usage ;; esac
 agent=$prefix/refit-agent/bin/refit-agent
 log=$prefix/install.log
 pipe=$prefix/install.pipe
@@ -124,7 +125,7 @@ provision() {
 # ---------------------------------------------------------------- what follows from it
 
 prepare_models() {
-    began=$(date +%s) tries=0
+    began=$(date +%s) tries=0 error=''
     while :; do
         tries=$((tries + 1))
         left=$((deadline - $(date +%s) + began))

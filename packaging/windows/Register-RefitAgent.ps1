@@ -6,8 +6,8 @@
     at once if it was missed, again within ten minutes if it ended, on battery too (the service itself decides what
     to do then), never twice, and without a limit of time.
 
-    There is one such task per user, whichever app brought the agent. If there is one already that runs a newer
-    agent from another folder, it stays as it is; an older one is replaced. Once more does no harm.
+    There is one such task per user, whichever app brought the agent. If there is one already that runs an agent as
+    new or newer from another folder, it stays as it is; an older one is replaced. Once more does no harm.
 .PARAMETER Folder
     The agent's folder, with refit-agent.exe in it. By default the folder above that of this script.
 .PARAMETER WaitSeconds
@@ -107,9 +107,10 @@ try {
     $present = Get-RefitAgentTask
     if ($present) {
         $other = Get-RefitAgentTaskFolder -Task $present
+        # Of two apps with one version the first keeps it: the second's uninstall would take it away from both.
         $elsewhere = -not (Test-RefitAgentSameFolder -First $other -Second $root)
-        if ($elsewhere -and (Get-RefitAgentVersion -Folder $other) -gt (Get-RefitAgentVersion -Folder $root)) {
-            Write-Output "The agent in $other is newer and stays this user's service."
+        if ($elsewhere -and (Get-RefitAgentVersion -Folder $other) -ge (Get-RefitAgentVersion -Folder $root)) {
+            Write-Output "The agent in $other is as new or newer and stays this user's service."
             exit 0
         }
         Stop-RefitAgentProcess -Folder $other -Task $present -Confirm:$false

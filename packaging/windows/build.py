@@ -44,20 +44,11 @@ SCRIPTS = ("RefitAgent.psm1", "Register-RefitAgent.ps1", "Unregister-RefitAgent.
 #: What packaging/standalone leaves out as meant for Windows, and the Windows names of what it keeps.
 KEPT_HERE = [
     Rule(True, pattern, "needed on Windows")
-    for pattern in (
-        "click/_winconsole.py", "rich/_win32_console.py", "rich/_windows_renderer.py",
-        "cuda/pathfinder/_dynamic_libs/load_dl_windows.py",
-        "cuda/bindings/driver.*.pyd", "cuda/bindings/cydriver.*.pyd",
-        "cuda/bindings/_internal/driver.*.pyd", "cuda/bindings/_internal/utils.*.pyd",
-    )
-]  # fmt: skip
+    for pattern in ("click/_winconsole.py", "rich/_win32_console.py", "rich/_windows_renderer.py")
+]
+#: The signature's catalogue of the whole Python, installers, sound, databases.
 DROPPED_HERE = [
-    Rule(False, "cuda/pathfinder/_dynamic_libs/load_dl_linux.py", "for Linux"),
-    # The signature's catalogue of the whole Python, installers, sound, databases.
-    *(
-        Rule(False, name, "not used")
-        for name in ("python.cat", "_msi.pyd", "winsound.pyd", "_sqlite3.pyd", "sqlite3.dll")
-    ),
+    Rule(False, name, "not used") for name in ("python.cat", "_msi.pyd", "winsound.pyd", "_sqlite3.pyd", "sqlite3.dll")
 ]
 #: Without these the folder could not start.
 _NEEDED = ("python.exe", "pythonw.exe", f"python{TAG}.dll", f"python{TAG}.zip", f"python{TAG}._pth")

@@ -19,7 +19,7 @@ def off_reason() -> str:
     found = settings.find("warm")
     if found.value:
         return ""
-    return f"{found.place}=0 turns it off" if found.kind == "environment" else f"{found.source} turns it off"
+    return f"{found.source} turns it off"
 
 
 def hours_reason() -> str:

@@ -130,7 +130,8 @@ class Registry:
 
 
 def require_registrable(root: str) -> None:
-    """Return if the setting ``register_from`` lets the bundle in the folder ``root`` be registered.
+    """Return if the setting ``register_from`` lets the bundle in the folder ``root``, as `Registry.folder` gives it, be
+    registered.
 
     Raises:
         SettingInvalid: it does not, or is itself not what it must be.
@@ -138,8 +139,11 @@ def require_registrable(root: str) -> None:
     allowed, source = register_from()
     if allowed is None:
         return
-    real = os.path.realpath(root)
-    if not any(is_inside(real, os.path.realpath(folder)) for folder in allowed):
+    if os.path.realpath(root) != root:
+        # What it leads to may be another folder by the time at which the bundle is opened.
+        wanted = f"a path without links (register_from of {source})"
+        raise SettingInvalid(name="the bundle", value=root, wanted=wanted, hint="Register it anew.")
+    if not any(is_inside(root, os.path.realpath(folder)) for folder in allowed):
         places = f"in one of these folders: {', '.join(allowed)}" if allowed else "one that may be registered: none may"
         wanted = f"{places} (register_from of {source})"
         raise SettingInvalid(name="the bundle", value=root, wanted=wanted, hint="Install the app there, or ask the administrator of this machine.")  # fmt: skip

@@ -50,7 +50,7 @@ class Warmer:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin. Where the setting ``warm`` says no, it is asked again whenever there is news."""
+        """Begin. Where the setting ``warm`` says no, it is asked again whenever there is news, and once in a while."""
         self._news.set()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -91,7 +91,8 @@ class Warmer:
             return _PAUSE_S
         if reason:
             self._state, self._reason = "paused", reason
-            return None
+            # A file that says something else by then is no news.
+            return _PAUSE_S if len(self._registry) else None
         self._state, self._reason = "idle", ""
         wanted: set[Target] = set()
         for record in self._registry.records():
@@ -208,10 +209,10 @@ class Warmer:
         try:
             reason = hours_reason() or power_reason()
             # The process that asks for the GPU's load could not say that this one is wrong.
-            warm_busy_percent()
+            never_too_busy = warm_busy_percent() > 100
         except SettingInvalid as error:
             return str(error)
-        if reason or not machine_now(paths.home()).gpus:
+        if reason or never_too_busy or not machine_now(paths.home()).gpus:
             return reason
         return await in_thread(gpu_load, "warm-ask")
 

@@ -170,6 +170,14 @@ def test_what_is_ignored_must_be_text_all_the_same() -> None:
         decode_manifest(data, "bundle.json")
 
 
+def test_what_is_ignored_and_no_value_is_told_to_whoever_lists_it() -> None:
+    """It stops nobody who only uses the bundle."""
+    data = json.dumps(document()).encode()[:-1] + b', "later": 1e999}'
+    assert decode_manifest(data, "bundle.json").schema == 1
+    with pytest.raises(ManifestInvalid, match="out of range"):
+        unknown_fields(data)
+
+
 def test_a_model_name_cannot_stand_twice() -> None:
     """Which of two models is meant would be chance."""
     doc = document()

@@ -236,12 +236,31 @@ def test_no_candidate_is_one_that_its_own_rules_refuse(some: list[Engine], machi
         assert (alone.runtime, alone.tier, alone.reason) == (candidate.runtime, candidate.tier, candidate.reason)
 
 
+@st.composite
+def spread(draw: st.DrawFn) -> tuple[list[Engine], Machine]:
+    """Engines for one to three GPUs, and a machine that has some of them."""
+    kind = {"path": "e", "size": 1, "sha256": HASH, "plan_size": 1, "runtime": "tensorrt", "built_with": "10.16.1.11"}
+    counts = draw(st.lists(st.integers(0, 2), min_size=1, max_size=3))
+    names = [draw(st.sampled_from(NAMES[1:])) for _ in range(draw(st.integers(1, 4)))]
+    some = [
+        Engine(**kind, compute_capabilities=("9.0",), gpu=NAMES[1], config=CONFIG, ranks=(RANK,) * count)  # type: ignore[arg-type]
+        for count in counts
+    ]
+    gpus = tuple(
+        Gpu(index=i, name=name, uuid=f"GPU-{i}", compute_capability="9.0", memory_total=2)
+        for i, name in enumerate(names)
+    )
+    runtime = InstalledRuntime(module="tensorrt", version="10.16.1.11", cuda_major=13)
+    return some, Machine(os="linux", arch="x86_64", gpus=gpus, driver="580.159.04", runtimes=(runtime,))
+
+
 @thorough(200)
-@given(st.lists(engines, max_size=5), machines(), st.randoms(use_true_random=False))
+@given(st.one_of(st.tuples(st.lists(engines, max_size=5), machines()), spread()), st.randoms(use_true_random=False))
 def test_the_order_in_which_the_driver_lists_its_gpus_changes_nothing(
-    some: list[Engine], machine: Machine, random: Any
+    case: tuple[list[Engine], Machine], random: Any
 ) -> None:
-    """What counts is each one's index."""
+    """What counts is each one's index, also for an engine that is spread over several of them."""
+    some, machine = case
     labelled = [msgspec.structs.replace(e, path=f"e{i}") for i, e in enumerate(some)]
     listed = list(machine.gpus)
     random.shuffle(listed)

@@ -76,9 +76,17 @@ def test_files_hold_values_of_toml(files: SettingsFiles, name: str, toml: str, v
         ("warm", "1", True),
         ("warm_on_battery", "1", True),
         ("warm_on_battery", "0", False),
+        ("warm", "false", False),
+        ("warm", "False", False),
+        ("warm", "true", True),
+        ("warm_on_battery", "true", True),
+        ("warm_on_battery", "FALSE", False),
         ("warm_busy_percent", "0", 0),
         ("warm_between", "00:00-08:00", Hours(0, 480)),
         ("cache_dir", "/scratch", "/scratch"),
+        ("cache_dir", "/scratch/{user}", "/scratch/{user}"),
+        ("cache_dir", "~/engines", "~/engines"),
+        ("cache_dir", "engines", os.path.abspath("engines")),
     ],
 )
 def test_variables_hold_text(
@@ -160,6 +168,27 @@ def test_wrong_variables_are_errors_too(files: SettingsFiles, monkeypatch: pytes
     assert settings.find("warm_between").kind == "policy"
 
 
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("REFIT_AGENT_WARM", "no"),
+        ("REFIT_AGENT_WARM", "off"),
+        ("REFIT_AGENT_WARM", "2"),
+        ("REFIT_AGENT_WARM_ON_BATTERY", "yes"),
+        ("REFIT_AGENT_CACHE_DIR", "~other/x"),
+        ("REFIT_AGENT_CACHE_DIR", "/x/{name}"),
+    ],
+)
+def test_text_that_could_mean_anything_is_refused(
+    files: SettingsFiles, monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    """Taken for the opposite it would do what its writer wanted to forbid."""
+    monkeypatch.setenv(variable, text)
+    name = next(name for name, key in settings.KEYS.items() if key.variable == variable)
+    with pytest.raises(SettingInvalid, match=variable):
+        settings.find(name)
+
+
 def test_keys_of_a_newer_version_are_named_once(files: SettingsFiles, caplog: pytest.LogCaptureFixture) -> None:
     """And are no error: agents of several ages read one file."""
     files.machine('warm = false\ncolour = "blue"\n[telemetry]\non = true')
@@ -204,6 +233,21 @@ def test_the_cache_s_folder(files: SettingsFiles, tmp_path: Path, monkeypatch: p
     assert paths.home() == (str(tmp_path / "mine"), str(tmp_path / ".local/state/refit-agent"))
     files.user('cache_dir = "~/mine"')
     assert paths.home().cache == str(tmp_path / "mine")
+
+
+def test_the_cache_s_variable_means_what_its_key_does(
+    files: SettingsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's name and home in their places; the home of all folders is a plain path, as it is for everything else."""
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REFIT_AGENT_CACHE_DIR", f"{tmp_path}/{{user}}/engines")
+    assert paths.home().cache == f"{tmp_path}/{name}/engines"
+    monkeypatch.setenv("REFIT_AGENT_CACHE_DIR", "~/{user}")
+    assert paths.home().cache == f"{tmp_path}/{name}"
+    monkeypatch.delenv("REFIT_AGENT_CACHE_DIR")
+    monkeypatch.setenv("REFIT_AGENT_HOME", f"{tmp_path}/{{user}}")
+    assert paths.home() == (f"{tmp_path}/{{user}}/cache", f"{tmp_path}/{{user}}/state")
 
 
 def test_no_variable_moves_the_cache_of_a_policy(

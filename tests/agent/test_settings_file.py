@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -15,6 +18,7 @@ import pytest
 
 from bundles import MODEL, python
 from refit_agent import ensure_engine, settings, settings_file
+from refit_agent.cli.settings_document import all_files
 from refit_agent.errors import SettingInvalid, SettingsFileInvalid
 from settings_files import SettingsFiles
 
@@ -179,6 +183,134 @@ def test_without_a_setting_nothing_is_imported_to_read_one(files: SettingsFiles,
     files.machine("warm = false")
     loaded = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
     assert tools.intersection(loaded)
+
+
+@pytest.mark.parametrize("kind", ["policy", "machine"])
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_link_that_leads_nowhere_is_not_the_same_as_no_file(files: SettingsFiles, kind: str, what: str) -> None:
+    """The disk at its other end may not be there yet: until then nobody knows what is forbidden."""
+    path = files.policy_path if kind == "policy" else files.machine_path
+    if what == "folder":
+        path = path.parent
+        path.rmdir()
+    path.symlink_to("/nonexistent/of-a-disk")
+    with pytest.raises(SettingsFileInvalid, match=f"{path} is a link that leads nowhere"):
+        settings_file.read(kind)
+    with pytest.raises(SettingsFileInvalid):
+        settings.find("warm")
+    path.unlink()
+    path.parent.mkdir(exist_ok=True)
+    assert settings_file.read(kind) is None
+
+
+def test_a_user_s_link_that_leads_nowhere_is_no_file(files: SettingsFiles) -> None:
+    """It can hold nothing that anybody else depends on, as that of a dotfiles folder on another disk."""
+    files.user_path.symlink_to("/nonexistent/of-a-disk")
+    assert settings_file.read("user") is None
+
+
+#: Says what the machine's file has, without a fixture's say on whose it must be.
+_READS = (
+    "import sys; from refit_agent import settings_file as s; s.MACHINE_FOLDER = sys.argv[1]; print(s.read('machine'))"
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="user namespaces are Linux's")
+def test_root_s_files_are_believed_where_root_has_no_number(
+    files: SettingsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a user namespace, as of a sandbox, they show as nobody's. What others may write is refused there as well."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("a file of root's needs root, and a user namespace unshare")
+    if subprocess.run(["unshare", "-U", "true"], capture_output=True).returncode:
+        pytest.skip("user namespaces are not allowed here")
+    monkeypatch.delenv("PYTHONPATH")
+    path = files.machine('cache_quota = "7G"')
+    command = [sys.executable, "-c", _READS, str(files.machine_folder)]
+    inside = ["unshare", "-U", *command]
+    assert "'cache_quota': '7G'" in subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+    path.chmod(0o646)
+    refused = subprocess.run(inside, capture_output=True, text=True)
+    assert refused.returncode and "others than root may write to it" in refused.stderr
+    # Where root has a number, nobody is just nobody: the user without rights, here and in a namespace.
+    path.chmod(0o644)
+    os.chown(path, 65534, 65534)
+    for before in ([], ["unshare", "-U", "-r"]):
+        refused = subprocess.run([*before, *command], capture_output=True, text=True)
+        assert refused.returncode and "it belongs to user 65534" in refused.stderr
+
+
+# ---------------------------------------------------------------- Windows
+
+
+class Registry(types.ModuleType):
+    """Stands in for `winreg`: one value of one key, seen through the half for 64 bits alone."""
+
+    HKEY_LOCAL_MACHINE, KEY_READ, KEY_WOW64_64KEY = 0x80000002, 0x20019, 0x100
+    REG_SZ, REG_EXPAND_SZ, REG_DWORD = 1, 2, 4
+
+    def __init__(self, value: object = None, form: int = 1, fault: OSError | None = None) -> None:
+        super().__init__("winreg")
+        self._value, self._form, self._fault = value, form, fault
+
+    def OpenKey(self, root: int, name: str, reserved: int, access: int) -> contextlib.AbstractContextManager[str]:  # noqa: N802
+        assert (root, reserved, access) == (self.HKEY_LOCAL_MACHINE, 0, self.KEY_READ | self.KEY_WOW64_64KEY)
+        if self._fault is not None:
+            raise self._fault
+        if self._value is None or name != r"SOFTWARE\refit-agent":
+            raise FileNotFoundError(2, "not there")
+        return contextlib.nullcontext("key")
+
+    def QueryValueEx(self, key: str, name: str) -> tuple[object, int]:  # noqa: N802
+        if (key, name) != ("key", "MachineFolder"):
+            raise FileNotFoundError(2, "not there")
+        return self._value, self._form
+
+
+@pytest.fixture
+def on_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Registry], None]:
+    """A Windows with that registry, as far as settings files go."""
+
+    def play(registry: Registry) -> None:
+        monkeypatch.setitem(sys.modules, "winreg", registry)
+        monkeypatch.setattr(sys, "platform", "win32")
+
+    return play
+
+
+def test_on_windows_the_registry_names_the_machine_s_folder(
+    files: SettingsFiles, on_windows: Callable[[Registry], None], tmp_path: Path
+) -> None:
+    """What only administrators can write, and nothing else does: not %ProgramData%, in which anybody makes folders."""
+    files.policy("warm = false")
+    on_windows(Registry(str(files.machine_folder)))
+    assert settings_file.path_of("policy") == str(files.policy_path)
+    assert settings.find("warm") == (False, "policy", str(files.policy_path))
+    on_windows(Registry())
+    for kind in ("policy", "machine"):
+        assert settings_file.path_of(kind) == "" and settings_file.read(kind) is None
+    assert settings.find("warm").kind == "default"
+    shown = {file.kind: (file.path, file.found, file.error) for file in all_files()}
+    assert shown["policy"] == shown["machine"] == (r"HKLM\SOFTWARE\refit-agent\MachineFolder", False, None)
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [
+        Registry("/etc", Registry.REG_EXPAND_SZ), Registry(7, Registry.REG_DWORD), Registry("etc"), Registry(""),
+        Registry("/etc\0"), Registry(fault=PermissionError(13, "Access is denied")),
+    ],
+    ids=["expand", "number", "relative", "empty", "nul", "denied"],
+)  # fmt: skip
+def test_a_registry_that_makes_no_sense_is_an_error(
+    files: SettingsFiles, on_windows: Callable[[Registry], None], registry: Registry
+) -> None:
+    """There may be a policy; which, nobody can tell."""
+    on_windows(registry)
+    with pytest.raises(SettingsFileInvalid, match="MachineFolder"):
+        settings.find("warm")
+    policy = all_files()[0]
+    assert policy.error is not None and policy.path == settings_file.REGISTRY_PLACE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")

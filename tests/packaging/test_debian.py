@@ -163,6 +163,20 @@ def test_maintainer_scripts_are_sound_shell(tree: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
+def test_a_process_that_ends_while_services_are_looked_for_is_no_complaint(tmp_path: Path) -> None:
+    """apt would show it, and whoever upgrades would look for a fault."""
+    for number, words in ((7, "refit_agent\0serve\0"), (8, None), (9, "refit_agent\0status\0")):
+        process = tmp_path / str(number)
+        process.mkdir()
+        (process / "exe").symlink_to("/usr/lib/refit-agent/python/bin/python3")
+        (process / "root").symlink_to("/")
+        if words is not None:
+            (process / "cmdline").write_text(words)
+    text = (ROOT / "packaging/debian/files/running_services.sh").read_text().replace("/proc/", f"{tmp_path}/")
+    done = subprocess.run(["sh", "-ec", f"{text}\nrunning_services"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")
+
+
 def manual(tree: Path, name: str, place: Path) -> Path:
     page = place / name.removesuffix(".gz")
     page.write_bytes(gzip.decompress((tree / "usr/share/man" / f"man{name.split('.')[1]}" / name).read_bytes()))

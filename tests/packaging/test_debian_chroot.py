@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from chroots import HOME, USER, Chroot, make_chroot
-from debian_packages import build_packages, real_folder, scrubbed
+from debian_packages import build_packages, scrubbed
+from standalone_folder import real_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from debian_packages import ROOT, build_packages, real_folder
+from debian_packages import ROOT, build_packages
+from standalone_folder import real_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

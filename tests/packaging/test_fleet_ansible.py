@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 from bundles import edit, make_bundle
 from fleet_machine import Machine, ansible_environment, require_playbook
-from fleet_peers import Bucket, Registry, oci_registry, s3_bucket
+from fleet_peers import FLEET, Bucket, Registry, oci_registry, s3_bucket
 from refit_agent.authoring.signing import make_key, sign_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -166,6 +167,29 @@ def test_purge_leaves_nothing(play: Play, tmp_path: Path) -> None:
     assert play.machine.paths() - before - shared == set()
     code, counts, said = play.run(refit_agent_state="absent", refit_agent_purge=True)
     assert (code, counts["changed"]) == (0, 0), said
+
+
+def test_purge_stops_the_services_of_the_users(play: Play, tmp_path: Path) -> None:
+    """Wherever they listen: root's session, whose variables runuser leaves, knows another place than the user's."""
+    code, _, said = play.run(refit_agent_bundles=[])
+    assert code == 0, said
+    tasks = yaml.safe_load((FLEET / "ansible/roles/refit_agent/tasks/remove.yml").read_text())
+    task = next(t for t in tasks if t["name"] == "Remove the users' engines")
+    words = {"item": "app", "refit_agent_uninstall": task["vars"]["refit_agent_uninstall"]}
+    command = [words[w[3:-3]] if w.startswith("{{") else w for w in task["ansible.builtin.command"]["argv"]]
+    given = {"HOME": "/home/app", **{k: v for k, v in task["environment"].items() if k != "HOME"}}
+    given = {"XDG_RUNTIME_DIR": "/run/user/0", "REFIT_AGENT_HOME": "/root/agent", **given}
+    line = shlex.join(["env", *(f"{k}={v}" for k, v in given.items()), *command])
+    for prepare, place in (
+        ("true", "/home/app/.local/state/refit-agent/run"),
+        ("install -d -o app -m 700 /run/user/$(id -u app)", "/run/user/$(id -u app)/refit-agent"),
+    ):
+        done = play.machine.run(
+            f"{prepare}; runuser -u app -- env HOME=/home/app refit-agent serve 2>/dev/null & "
+            f"for i in $(seq 200); do test -S {place}/agent.sock && break; sleep 0.1; done; "
+            f"test -S {place}/agent.sock && {line} && wait && test ! -e {place}/agent.sock"
+        )
+        assert json.loads(done.stdout)["service"]["pid"] > 0
 
 
 def test_a_bundle_cannot_be_named_out_of_its_folder(play: Play) -> None:

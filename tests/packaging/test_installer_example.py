@@ -269,12 +269,29 @@ def test_on_a_terminal(machine: Machine, tmp_path: Path) -> None:
     assert machine.engines() == 1
 
 
-@pytest.mark.parametrize("arguments", [["--frobnicate"], ["--prefix"], ["--deadline", "soon"], ["--deadline", ""]])
+@pytest.mark.parametrize(
+    "arguments", [["--frobnicate"], ["--prefix"], ["--deadline", "soon"], ["--deadline", ""], ["--deadline", "08"]]
+)
 def test_usage(machine: Machine, arguments: list[str]) -> None:
     """Exit code 2, what it takes, and nothing done."""
     ran = machine(*arguments)
     assert ran.returncode == 2 and "install.sh --uninstall" in ran.stderr
     assert not machine.prefix.exists()
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+def test_payload_is_beside_the_script_wherever_cd_looks(machine: Machine, shell: list[str]) -> None:
+    """With CDPATH, cd prints where it went, or goes to a folder of the same name somewhere else."""
+    shutil.copyfile(SCRIPT, machine.payload / "install.sh")
+    (machine.home / "payload").mkdir(parents=True)
+    for places in (machine.payload.parent, machine.home):
+        ran = subprocess.run(
+            [*shell, "payload/install.sh", "--prefix", str(machine.prefix), "--deadline", "0"],
+            cwd=machine.payload.parent, env=machine.env | {"CDPATH": str(places)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stderr) == (0, "") and "Installed: " in ran.stdout
+        assert (machine.prefix / "app/photo").is_file()
+        shutil.rmtree(machine.prefix)
 
 
 def test_nothing_to_copy(machine: Machine) -> None:

@@ -266,12 +266,3 @@ def test_program_that_fails_is_named_with_what_it_said() -> None:
         run([sys.executable, "-c", "import sys; print('for this reason'); sys.exit(3)"])
     with pytest.raises(BuildError, match="cannot be run"):
         run(["/no/such/program"])
-
-
-def test_calls_of_the_driver_are_those_that_the_check_run_makes() -> None:
-    """`overlay/cuda` stands in for cuda-bindings, so it must have whatever `tensorrt_run` asks of it."""
-    asked = set(re.findall(r"self\._cuda\.(\w+)", (ROOT / "agent/refit_agent/runtimes/tensorrt_run.py").read_text()))
-    offered = set(
-        re.findall(r"^def (cu\w+)\(", (BUILDER / "overlay/cuda/bindings/driver.py").read_text(), re.MULTILINE)
-    )
-    assert asked and asked == offered

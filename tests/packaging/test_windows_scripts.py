@@ -135,6 +135,15 @@ def test_the_task_is_for_this_user_alone_and_never_ends_by_itself() -> None:
         assert part in text, part
 
 
+def test_the_first_app_of_several_with_one_version_keeps_the_task() -> None:
+    """Taken over by the second, it would be gone with the second, and the first had no service."""
+    text = (WINDOWS / "Register-RefitAgent.ps1").read_text("ascii")
+    compared = re.findall(
+        r"Get-RefitAgentVersion -Folder (\$\w+)\) (-\w+) \(Get-RefitAgentVersion -Folder (\$\w+)\)", text
+    )
+    assert compared == [("$other", "-ge", "$root")]
+
+
 def test_the_commands_of_the_agent_exist() -> None:
     """The scripts call the agent with commands and options that it has."""
     from click import Group, Option

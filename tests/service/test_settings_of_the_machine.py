@@ -95,6 +95,23 @@ def test_a_policy_counts_for_what_was_registered_before_it(
     assert again.status["bundles"] == 1
 
 
+def test_a_link_is_no_way_out_of_the_policy_s_folders(
+    files: SettingsFiles, start: Callable[..., Running], apps: Path, home: Path
+) -> None:
+    """Written into the service's file by hand, it could lead elsewhere after the look at where it leads."""
+    files.policy(f'register_from = ["{apps}"]')
+    (apps / "link").symlink_to(apps / "app")
+    service = start(path=[files.site])
+    service.ask("POST", "/v1/bundles", {"path": str(apps / "app")})
+    service.kill()
+    file = home / "state/bundles.json"
+    file.write_text(file.read_text().replace(str(apps / "app"), str(apps / "link")))
+    again = start(path=[files.site], REFIT_AGENT_WARM="1")
+    failures = soon(lambda: again.status["warm"]["failures"])
+    assert failures[0]["code"] == "setting-invalid" and again.status["cache"]["entries"] == 0
+    assert again.status["bundles"] == 1
+
+
 # ---------------------------------------------------------------- when background work begins
 
 
@@ -209,6 +226,26 @@ def test_a_policy_turns_it_off_and_on(
         await until(lambda: parts.warming == ("paused", f"the policy {files.policy_path} turns it off"))
         files.policy("warm = true")
         parts.warmer.look_again()
+        await until(lambda: (home / "cache/engines").exists() and os.listdir(home / "cache/engines"))
+        await parts.warmer.stop()
+        assert await parts.jobs.stop(0.1, 10)
+        parts.leases.close()
+
+    run(test())
+
+
+def test_what_is_turned_on_again_is_noticed_without_news(
+    files: SettingsFiles, bundle: Path, home: Path, quick: None
+) -> None:
+    """Nobody tells the service that a file has changed."""
+    files.policy("warm = false")
+
+    async def test() -> None:
+        parts = Parts()
+        parts.registry.add(str(bundle))
+        parts.warmer.start()
+        await until(lambda: parts.warming == ("paused", f"the policy {files.policy_path} turns it off"))
+        files.policy("")
         await until(lambda: (home / "cache/engines").exists() and os.listdir(home / "cache/engines"))
         await parts.warmer.stop()
         assert await parts.jobs.stop(0.1, 10)

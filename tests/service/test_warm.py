@@ -149,6 +149,30 @@ def test_a_busy_gpu_is_asked_once_whatever_is_missing(
     run(test())
 
 
+def test_a_gpu_that_is_never_too_busy_is_not_asked(monkeypatch: pytest.MonkeyPatch, bundle: Path, home: Path) -> None:
+    """It is the way out where the driver takes down whoever asks."""
+    monkeypatch.setenv("REFIT_AGENT_WARM_BUSY_PERCENT", "101")
+    monkeypatch.setattr(warm, "gpu_load", lambda: pytest.fail("asked"))
+
+    def with_gpu(home: paths.Home) -> Machine:
+        gpu = Gpu(index=0, name="X", uuid="GPU-0", compute_capability="9.0", memory_total=1 << 30)
+        return msgspec.structs.replace(machine_now(home), gpus=(gpu,))
+
+    monkeypatch.setattr(warm, "machine_now", with_gpu)
+
+    async def test() -> None:
+        parts = Parts()
+        parts.registry.add(str(bundle))
+        parts.warmer.start()
+        await soon(lambda: parts.warming == ("idle", "") and len(list((home / "cache/engines").glob("*"))) == 1)
+        await parts.warmer.stop()
+        assert await parts.jobs.stop(0.1, 10)
+        parts.leases.close()
+        assert parts.faults == []
+
+    run(test())
+
+
 def test_it_can_be_turned_off(service: Running, bundle: Path) -> None:
     """REFIT_AGENT_WARM=0, and the status says why nothing happens."""
     service.ask("POST", "/v1/bundles", {"path": str(bundle)})

@@ -139,10 +139,10 @@ def _conv_block_weights(random: np.random.RandomState, name: str, inside: int, o
     kernel = random.standard_normal((outside, inside, 3, 3)) * (2 / (inside * 9)) ** 0.5
     return [
         _weight(f"{name}.conv.weight", kernel),
-        _weight(f"{name}.bn.gamma", random.uniform(0.8, 1.2, outside)),
+        _weight(f"{name}.bn.gamma", random.uniform(0.8, 1.2, outside)),  # nosec B311 # weights, no secret
         _weight(f"{name}.bn.beta", random.standard_normal(outside) * 0.1),
         _weight(f"{name}.bn.mean", random.standard_normal(outside) * 0.1),
-        _weight(f"{name}.bn.var", random.uniform(0.8, 1.2, outside)),
+        _weight(f"{name}.bn.var", random.uniform(0.8, 1.2, outside)),  # nosec B311 # weights, no secret
     ]
 
 

@@ -44,5 +44,6 @@ def remove_abandoned(root: str, prefix: str) -> None:
         # A Timeout means that its command lives; any other error, that it is just removing the folder itself.
         with contextlib.suppress(Timeout, OSError):
             alive.acquire(timeout=0)
-            shutil.rmtree(entry.path, ignore_errors=True)
+            # Windows removes no file that is open. Whoever gets the lock now has come to remove the folder as well.
             alive.release()
+            shutil.rmtree(entry.path, ignore_errors=True)

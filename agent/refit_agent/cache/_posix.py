@@ -46,3 +46,10 @@ def owner_fault(status: os.stat_result) -> str:
     if status.st_mode & 0o022:
         return f"other users may write to it (mode {status.st_mode & 0o777:o})"
     return ""
+
+
+def link_fault(status: os.stat_result) -> str:
+    """Why a link with this status cannot be followed, as `owner_fault`."""
+    if status.st_uid in (0, os.geteuid()):
+        return ""
+    return f"it is a link that user {status.st_uid} made"

@@ -124,15 +124,20 @@ class Store:
 
     def check_owner(self) -> None:
         """Raise CacheInsecure if another user could have put engines there; a missing folder is fine."""
+        fault = ""
         try:
-            status = os.stat(self.root)
+            status = os.lstat(self.root)
+            if stat.S_ISLNK(status.st_mode):
+                # Another user's link may lead to any folder of this user's: what lies in its "tmp" would be swept.
+                fault = _platform.link_fault(status)
+                status = os.stat(self.root)
         except FileNotFoundError:
             return
         except OSError as error:
             raise CacheUnwritable(path=self.root, detail=error.strerror) from error
         if not stat.S_ISDIR(status.st_mode):
             raise CacheUnwritable(path=self.root, detail="it is not a folder")
-        fault = _platform.owner_fault(status)
+        fault = fault or _platform.owner_fault(status)
         if fault:
             raise CacheInsecure(path=self.root, detail=fault)
 

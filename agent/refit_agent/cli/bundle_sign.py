@@ -12,7 +12,7 @@ from refit_agent.cli.verify_command import find_faults, verify
 
 __all__ = ["keygen", "sign", "verify"]
 #: A password on the command line would stand in every process list.
-PASSWORD_VARIABLE = "REFIT_AGENT_KEY_PASSWORD"  # noqa: S105 - the name of a variable
+PASSWORD_VARIABLE = "REFIT_AGENT_KEY_PASSWORD"  # noqa: S105 # nosec B105 # the name of a variable
 _KEY_HELP = f"The private key's file; {PASSWORD_VARIABLE} holds its password, if it has one."
 
 

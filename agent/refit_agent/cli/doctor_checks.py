@@ -19,6 +19,7 @@ from refit_agent.cli.inspect_commands import driver_text
 from refit_agent.cli.output import count_text, size_text
 from refit_agent.cli.settings_document import all_files, all_settings
 from refit_agent.errors import RefitAgentError
+from refit_agent.errors.advice import suited
 from refit_agent.gpu.detect import detect
 from refit_agent.machine import Machine, version_tuple
 
@@ -29,6 +30,8 @@ _SETTINGS = re.compile(
     r"REFIT_AGENT_|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|MODULE_LOADING)$|NVIDIA_VISIBLE_DEVICES$|"
     r"XDG_(CACHE|STATE)_HOME$|LD_LIBRARY_PATH$"
 )
+_CPU = "Install one: pip install 'refit-agent[cpu]'"
+_GPU = "pip install 'refit-agent[cu13]' (cu12 for drivers before 580)"
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY")
 
 
@@ -198,11 +201,11 @@ def runtimes_check(machine: Machine) -> Check:
     )
     modules = {r.module for r in machine.runtimes}
     if not modules:
-        return Check("runtimes", "fail", "none is installed", (), "Install one: pip install 'refit-agent[cpu]', or [cu12] or [cu13] with an NVIDIA GPU.", facts)  # fmt: skip
+        return Check("runtimes", "fail", "none is installed", (), f"{suited(_CPU)}; for an NVIDIA GPU {suited(_GPU)}", facts)  # fmt: skip
     if machine.gpus and modules <= {"onnxruntime"}:
-        return Check("runtimes", "warn", "none for the GPU", lines, "Install one: pip install 'refit-agent[cu13]' (or [cu12] for drivers before 580).", facts)  # fmt: skip
+        return Check("runtimes", "warn", "none for the GPU", lines, f"For it {suited(_GPU)}", facts)  # fmt: skip
     if not machine.gpus and "onnxruntime" not in modules:
-        return Check("runtimes", "warn", "none for the CPU, and there is no GPU", lines, "Install one: pip install 'refit-agent[cpu]'", facts)  # fmt: skip
+        return Check("runtimes", "warn", "none for the CPU, and there is no GPU", lines, suited(_CPU), facts)  # fmt: skip
     if any(
         r.module.startswith("tensorrt") and not r.cuda_major and version_tuple(r.version) >= (10,)
         for r in machine.runtimes

@@ -11,6 +11,7 @@ from refit_agent.cli import output
 from refit_agent.cli.explain_document import explain_document
 from refit_agent.cli.group import json_option
 from refit_agent.cli.public_keys import pinned_keys, public_key_option
+from refit_agent.errors.advice import suited
 from refit_agent.gpu.detect import detect
 from refit_agent.machine import Gpu, Machine
 
@@ -112,7 +113,7 @@ def gpus(fresh: bool, as_json: bool) -> int:
         rows = [(r.module, r.version or "?", str(r.cuda_major or "-"), r.folder or "-") for r in machine.runtimes]
         print_table(["runtime", "version", "CUDA", "folder"], rows)
     else:
-        output.emit("no runtime is installed: pip install 'refit-agent[cpu]' brings the one for the CPU")
+        output.emit(suited("no runtime is installed; for the CPU: pip install 'refit-agent[cpu]'"))
     return 0
 
 

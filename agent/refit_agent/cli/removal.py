@@ -1,12 +1,14 @@
 """Removes what refit-agent has written for this user, by its names: nothing else, wherever its folders may lie.
 
 The roots may be any folder that somebody named in a setting, their own home too. So only names that this program
-gives are removed, never what a link points to, and a folder only when it is empty then.
+gives are removed, never what a link points to, and a folder only when it is empty then and something of ours was in it,
+or its name or its tag says that it is ours.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -18,8 +20,10 @@ from refit_agent.cache.locks import remove_lock_file, try_key_lock
 from refit_agent.cache.store import QUARANTINE, TEMPORARY, Store
 from refit_agent.cache.upkeep import PARTIAL
 from refit_agent.cli.cache_document import is_leased
-from refit_agent.errors import CacheError, EnginesInUse, RefitAgentError
-from refit_agent.service_socket import VARIABLE
+from refit_agent.cli.service_stop import is_lock_of_service, is_of_service
+from refit_agent.errors import CacheError, RefitAgentError
+from refit_agent.paths import APP
+from refit_agent.service_socket import VARIABLE, is_loopback
 
 _TAG = "CACHEDIR.TAG"
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -28,6 +32,8 @@ _OF_KEY = re.compile(r"([0-9a-f]{64})(\.[0-9a-z-]+)?")
 _STATE_FILES = re.compile(r"(machine|bundles|warm)\.json(\.damaged|\.[0-9a-z_]{8}(\.tmp)?)?")
 _FAILURES = re.compile(r"[0-9a-f]{64}\.json|[0-9a-f]{64}\.[0-9a-f]{8}\.tmp")
 _LOGS = re.compile(r"service\.log(\.[0-9]+)?")
+#: What removing an empty folder says where the folder above is somebody else's, or where something is mounted on it.
+_NOT_THIS_USER_S = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS)
 
 
 class Removal:
@@ -44,12 +50,19 @@ class Removal:
 
     def runtime(self, place: str) -> None:
         """The service's socket or file at ``place`` ("" for none), its lock, and their folder if it is ours by name.
-        The service must have ended."""
+        The service must have ended. What else has that name is somebody's file, named by mistake."""
         if not place:
             return
+        if not is_of_service(place):
+            self.foreign.append((place, "it is no socket or file of a service"))
+            return
+        self._unlink(place)
+        lock = f"{place}.lock"
+        if is_lock_of_service(lock):
+            self._unlink(lock)
         folder, name = os.path.split(place)
-        ours = re.compile(re.escape(name) + r"(\.lock|\.[0-9a-f]{8}\.tmp)?")
-        self._files(folder, ours)
+        if is_loopback(place):
+            self._files(folder, re.compile(re.escape(name) + r"\.[0-9a-f]{8}\.tmp"))
         if os.environ.get(VARIABLE) is None:  # else somebody chose the folder
             self._folder(folder)
 
@@ -60,14 +73,15 @@ class Removal:
         if not self._is_folder(root):
             return
         self._files(root, _STATE_FILES)
+        ours = self._is_ours(root)
         for name, pattern in (("failures", _FAILURES), ("logs", _LOGS)):
             if self._is_folder(f"{root}/{name}"):
                 self._files(f"{root}/{name}", pattern)
-                self._folder(f"{root}/{name}")
-        self._demo(f"{root}/demo")
+                self._folder(f"{root}/{name}", ours=ours)
+        self._demo(f"{root}/demo", ours=ours)
         self._folder(root)
 
-    def _demo(self, folder: str) -> None:
+    def _demo(self, folder: str, *, ours: bool) -> None:
         bundle = f"{folder}/bundle"
         if not self._is_folder(folder):
             return
@@ -76,22 +90,21 @@ class Removal:
 
             if self._is_folder(bundle) and Bundle.open(bundle, draft=True).manifest.app.id == APP_ID:
                 self._tree(bundle)
-        self._folder(folder)
+        self._folder(folder, ours=ours)
 
     # ------------------------------------------------------------ the cache
 
-    def require_unused(self, store: Store) -> None:
-        """Raise EnginesInUse if a process uses an engine of the cache, or makes one."""
+    def busy_keys(self, store: Store) -> set[str]:
+        """The keys of the cache's engines that a process uses, or makes."""
         if not self._is_cache(store.root):
-            return
+            return set()
         busy = {key for key in self._keys(store) if is_leased(store, key)}
         for name in _names(f"{store.root}/locks"):
             key = name.removesuffix(".lock")
             if _KEY.fullmatch(key):
                 with try_key_lock(store, key) as ours:
                     busy |= set() if ours else {key}
-        if busy:
-            raise EnginesInUse(path=store.root, keys=", ".join(key[:12] for key in sorted(busy)), hint="Close the apps that use them and try again, or give --force.")  # fmt: skip
+        return busy
 
     def cache(self, store: Store, *, force: bool) -> None:
         """The engines, unfinished work and leftovers; ``force`` takes those too that a process uses, from under it.
@@ -105,7 +118,7 @@ class Removal:
             if _names(store.root):
                 self.foreign.append((store.root, f"it has no {_TAG} of refit-agent"))
             else:
-                self._folder(store.root)
+                self._root(store.root, ours=False)
             return
         store.prepare()  # the locks' folder may have been deleted
         for key in self._keys(store):
@@ -119,12 +132,25 @@ class Removal:
                     if ours or force:
                         remove_lock_file(store, key)
         for folder in ("engines", "locks", TEMPORARY, PARTIAL, QUARANTINE):
-            self._folder(f"{store.root}/{folder}")
+            self._folder(f"{store.root}/{folder}", ours=True)
         if _names(store.root) == [_TAG]:
             self._files(store.root, re.compile(re.escape(_TAG)))
-            self._folder(store.root)
+            self._root(store.root, ours=True)
         else:  # the tag stays: it says whose the rest is
             self._say_foreign(store.root, {_TAG})
+
+    def _root(self, path: str, *, ours: bool) -> None:
+        """Remove the cache's folder, which is empty. Where the administrator made it for this user, or it is a disk of
+        its own, it stays, and nothing is left to do."""
+        try:
+            if ours or self._is_ours(path):
+                os.rmdir(path)
+                self.removed.append(path)
+        except OSError as error:
+            if error.errno in _NOT_THIS_USER_S:
+                self.foreign.append((path, "empty; it is not this user's to remove"))
+            else:
+                self.left.append((path, error.strerror or str(error)))
 
     def _engine(self, store: Store, key: str, *, force: bool) -> None:
         folder = store.folder(key)
@@ -209,9 +235,14 @@ class Removal:
             self.removed.append(path)
             self.freed += size
 
-    def _folder(self, path: str) -> None:
-        """Remove the folder if it is empty; what is not ours in it is named."""
-        if os.path.islink(path) or not os.path.isdir(path):
+    def _is_ours(self, folder: str) -> bool:
+        """Whether the folder has our name, or something of ours was in it."""
+        return os.path.basename(folder) == APP or any(path.startswith(folder + os.sep) for path in self.removed)
+
+    def _folder(self, path: str, *, ours: bool = False) -> None:
+        """Remove the folder if it is ours, known to the caller or as `_is_ours` says, and empty; what is not ours in it
+        is named."""
+        if os.path.islink(path) or not os.path.isdir(path) or not (ours or self._is_ours(path)):
             return
         try:
             os.rmdir(path)

@@ -7,15 +7,17 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from typing import NamedTuple
 
+from refit_agent.client.messages import JobStatus
 from refit_agent.client.sync import ServiceClient
 from refit_agent.errors import RefitAgentError, ServiceNotStopped, ServiceUnreachable
 from refit_agent.paths import APP
-from refit_agent.service_socket import VARIABLE, socket_path
+from refit_agent.service_socket import VARIABLE, is_loopback, socket_path
 from refit_agent.settings import HOME_VARIABLE
 
 _UNITS = (f"{APP}.socket", f"{APP}.service")
@@ -25,10 +27,14 @@ _PATIENCE_S = 20.0
 
 
 class Stopped(NamedTuple):
-    """What was stopped; 0 and () for nothing."""
+    """What was stopped; 0 and () for nothing. ``units`` are disabled; ``enabled_for_all`` are stopped and start at the
+    next login, since the administrator has enabled them for everybody; ``faults`` are units that systemd did not
+    disable, each with the reason."""
 
     pid: int
-    units: tuple[str, ...]
+    units: tuple[str, ...] = ()
+    enabled_for_all: tuple[str, ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
 
 
 def stop_service() -> Stopped:
@@ -37,21 +43,59 @@ def stop_service() -> Stopped:
     Raises:
         ServiceNotStopped: it runs on.
     """
-    units = _disable_units()
+    stopped = _disable_units()
     path = socket_path()
     if not path or not os.path.lexists(path):
-        return Stopped(0, units)
+        return stopped
     pid = _pid_of_service(path)
     if pid:
         _terminate(path, pid)
     _require_ended(path)
-    return Stopped(pid, units)
+    return stopped._replace(pid=pid)
+
+
+def jobs_of_service() -> tuple[JobStatus, ...]:
+    """The engines that the service makes, or is to make; none where no service answers."""
+    path = socket_path()
+    if not path or not os.path.lexists(path):
+        return ()
+    # What else is wrong with it, whoever stops it says.
+    with contextlib.suppress(RefitAgentError), ServiceClient(path) as client:
+        return client.status().jobs
+    return ()
+
+
+def is_of_service(place: str) -> bool:
+    """Whether a service made what is at ``place``, or nothing is there."""
+    try:
+        mode = os.lstat(place).st_mode
+    except OSError:
+        return True
+    if not is_loopback(place):
+        return stat.S_ISSOCK(mode)
+    from refit_agent.client.loopback import read_place
+
+    try:
+        read_place(place)
+    except ServiceUnreachable:
+        return False
+    return True
+
+
+def is_lock_of_service(path: str) -> bool:
+    """Whether the file is one that was made to be locked: they are empty. Of another it is not known whose it is, and
+    locking would empty it."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
 def _require_ended(path: str) -> None:
     """Raise ServiceNotStopped if a service, one that does not answer, holds its lock."""
     lock = path + ".lock"
-    if not os.path.isfile(lock):
+    if not is_lock_of_service(lock):
         return
     from filelock import FileLock, Timeout
 
@@ -61,26 +105,42 @@ def _require_ended(path: str) -> None:
             return
     except Timeout as error:
         raise ServiceNotStopped(path=path, pid="?", detail="it runs and does not answer") from error
+    except OSError as error:
+        detail = f"whether it runs cannot be told: {lock}: {error.strerror or error}"
+        raise ServiceNotStopped(path=path, pid="?", detail=detail) from error
 
 
-def _disable_units() -> tuple[str, ...]:
-    """The names of the user's units, now stopped and disabled; () where there are none."""
+def _disable_units() -> Stopped:
+    """Stop and disable the user's units, where there are any."""
     # A service with a place or a home of its own is not the one that the units start.
     elsewhere = os.environ.get(VARIABLE) is not None or os.environ.get(HOME_VARIABLE)
     systemctl = None if elsewhere or sys.platform != "linux" else shutil.which("systemctl")
     if systemctl is None:
-        return ()
+        return Stopped(0)
     known = _run(systemctl, "list-unit-files", "--no-legend", *_UNITS)
-    names = tuple(unit for unit in _UNITS if any(line.split()[:1] == [unit] for line in known.splitlines()))
-    if names:
-        _run(systemctl, "disable", "--now", *names)
-    return names
+    if known is None or known.returncode:
+        return Stopped(0)  # there is no manager for this user, as in a container
+    names = [unit for unit in _UNITS if any(line.split()[:1] == [unit] for line in known.stdout.splitlines())]
+    if not names:
+        return Stopped(0)
+    done = _run(systemctl, "disable", "--now", *names)
+    if done is None or done.returncode:
+        said = "it does not answer" if done is None else " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        return Stopped(0, faults=tuple((unit, f"systemctl could not disable it: {said}") for unit in names))
+    # This user's `disable` leaves in force what the administrator enabled for all.
+    enabled = tuple(unit for unit in names if _is_enabled(systemctl, unit))
+    return Stopped(0, tuple(unit for unit in names if unit not in enabled), enabled)
 
 
-def _run(systemctl: str, *words: str) -> str:
-    """What it says; nothing where there is no manager for this user, as in a container."""
+def _is_enabled(systemctl: str, unit: str) -> bool:
+    done = _run(systemctl, "is-enabled", unit)
+    return done is not None and done.stdout.strip() == "enabled"
+
+
+def _run(systemctl: str, *words: str) -> subprocess.CompletedProcess[str] | None:
+    """How it ended, None if it did not answer."""
     try:
-        done = subprocess.run(
+        return subprocess.run(
             [systemctl, "--user", *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -88,8 +148,7 @@ def _run(systemctl: str, *words: str) -> str:
             timeout=_SYSTEMCTL_S,
         )
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+        return None
 
 
 def _pid_of_service(path: str) -> int:

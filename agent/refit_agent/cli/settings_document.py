@@ -32,7 +32,8 @@ class SettingState(NamedTuple):
 
 
 class FileState(NamedTuple):
-    """One file that was looked for, with the keys in it that this version does not know."""
+    """One file that was looked for, with the keys in it that this version does not know. Where Windows' registry names
+    no folder for it, ``path`` is where in the registry one was looked for."""
 
     kind: str
     path: str
@@ -90,8 +91,9 @@ def _shown(name: str, found: settings.Found) -> tuple[object, str]:
 
 
 def _file(kind: settings_file.Kind) -> FileState:
-    path = settings_file.path_of(kind)
+    path = settings_file.REGISTRY_PLACE
     try:
+        path = settings_file.path_of(kind) or path
         file = settings_file.read(kind)
     except RefitAgentError as error:
         return FileState(kind, path, found=True, error=error)

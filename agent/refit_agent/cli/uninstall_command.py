@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -11,8 +12,8 @@ from refit_agent.cache.store import Store
 from refit_agent.cli import output, stop
 from refit_agent.cli.group import json_option
 from refit_agent.cli.removal import Removal
-from refit_agent.cli.service_stop import Stopped, stop_service
-from refit_agent.errors import CacheUnwritable
+from refit_agent.cli.service_stop import Stopped, jobs_of_service, stop_service
+from refit_agent.errors import CacheUnwritable, EnginesInUse, StateInsecure
 from refit_agent.service_socket import socket_path
 
 _SHOWN = 20
@@ -28,7 +29,8 @@ def uninstall(purge: bool, force: bool, yes: bool, as_json: bool) -> int:
     """Take away what refit-agent has written for this user, before refit-agent itself is removed: stop the
     service, forget registered bundles, and remove state and logs; with --purge also the cache of engines and the
     user's settings file. Apps of every vendor share them: to take away one app, use 'unregister'. Exit code 7
-    if something of it could not be removed, and with --purge, before anything is, if engines are in use.
+    if something of it could not be removed, and with --purge, before anything is stopped or removed, if engines
+    are in use.
 
     \b
     Example:
@@ -37,16 +39,20 @@ def uninstall(purge: bool, force: bool, yes: bool, as_json: bool) -> int:
     if force and not purge:
         raise click.UsageError("--force belongs to --purge.")
     home, place = paths.home(), socket_path()
+    _require_own(home.state)
     if not yes and not _agreed(home, purge=purge):
         return 1
     with stop.patiently():
-        stopped = stop_service()
         removal = Removal()
         store = Store(home.cache)
         if purge:
             store.check_owner()
-            if not force:
-                removal.require_unused(store)
+        if purge and not force:
+            _require_unused(removal, store)
+        stopped = stop_service()
+        if purge and not force:
+            _require_unused(removal, store, hint=" The service was stopped meanwhile.")
+        removal.left += stopped.faults
         removal.runtime(place)
         removal.state(home.state)
         if purge:
@@ -57,6 +63,32 @@ def uninstall(purge: bool, force: bool, yes: bool, as_json: bool) -> int:
     else:
         _say(removal, stopped, home, purge=purge)
     return CacheUnwritable.exit_code if removal.left else 0
+
+
+def _require_own(state: str) -> None:
+    """Raise StateInsecure if it is another user's: with sudo, and that user's HOME, their service would be stopped and
+    their files removed, by one who is asked for neither."""
+    if sys.platform == "win32":
+        return
+    try:
+        owner = os.lstat(state).st_uid
+    except OSError:
+        return
+    if owner != os.geteuid():
+        detail = f"it belongs to user {owner}, and this is user {os.geteuid()}"
+        raise StateInsecure(path=state, detail=detail, hint="Run it as that user, without sudo.")
+
+
+def _require_unused(removal: Removal, store: Store, *, hint: str = "") -> None:
+    """Raise EnginesInUse if a process uses an engine of the cache, or waits for one that is being made. What the service
+    makes in the background nobody waits for."""
+    busy = removal.busy_keys(store)
+    jobs = jobs_of_service()
+    busy = (busy - {job.key for job in jobs if job.background}) | {job.key for job in jobs if not job.background}
+    if busy:
+        keys = ", ".join(key[:12] for key in sorted(busy))
+        hint = f"Close the apps that use them and try again, or give --force.{hint}"
+        raise EnginesInUse(path=store.root, keys=keys, hint=hint)
 
 
 def _agreed(home: paths.Home, *, purge: bool) -> bool:
@@ -76,7 +108,11 @@ def _agreed(home: paths.Home, *, purge: bool) -> bool:
 def _document(removal: Removal, stopped: Stopped, home: paths.Home, *, purge: bool) -> dict[str, object]:
     return {
         "purge": purge,
-        "service": {"pid": stopped.pid or None, "units": list(stopped.units)},
+        "service": {
+            "pid": stopped.pid or None,
+            "units": list(stopped.units),
+            "enabled_for_all": list(stopped.enabled_for_all),
+        },
         "removed": removal.removed,
         "freed_bytes": removal.freed,
         "left": [{"path": path, "reason": reason} for path, reason in removal.left],
@@ -88,6 +124,8 @@ def _document(removal: Removal, stopped: Stopped, home: paths.Home, *, purge: bo
 def _say(removal: Removal, stopped: Stopped, home: paths.Home, *, purge: bool) -> None:
     if stopped.units:
         output.emit(f"disabled {', '.join(stopped.units)}")
+    for unit in stopped.enabled_for_all:
+        output.emit(f"stopped {unit}; it is enabled for all users and starts at the next login")
     if stopped.pid:
         output.emit(f"stopped the service, process {stopped.pid}")
     for path in removal.removed[:_SHOWN]:

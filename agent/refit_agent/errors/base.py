@@ -30,6 +30,10 @@ class RefitAgentError(Exception):
         super().__init__(facts)
         self.facts: dict[str, object] = facts
         self.hint: str = str(facts.get("hint") or self.advice.format_map(_Facts(facts)))
+        if "pip install" in self.hint:
+            from refit_agent.errors.advice import suited  # for what is missing alone
+
+            self.hint = suited(self.hint)
 
     def __str__(self) -> str:
         return self.sentence.format_map(_Facts(self.facts))

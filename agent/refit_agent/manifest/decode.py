@@ -70,9 +70,17 @@ def unknown_fields(data: bytes) -> list[str]:
     """Where a manifest has fields that this version does not know, as JSON paths: newer ones, or misspelt.
 
     They are ignored when it is read; whoever makes a bundle wants to know, since a misspelt "golden"
-    is a check that never happens. ``data`` must decode.
+    is a check that never happens. ``data`` must be one that `decode_manifest` takes.
+
+    Raises:
+        ManifestInvalid: what such a field holds is no JSON value that could be read: a number without end, say.
     """
-    return list(_unknown(msgspec.json.decode(data), Manifest, "$"))
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        detail = f"it has a field that is not known and cannot be read: {error}"
+        raise ManifestInvalid(path="bundle.json", detail=detail) from error
+    return list(_unknown(document, Manifest, "$"))
 
 
 def _unknown(value: Any, kind: Any, where: str) -> Iterator[str]:

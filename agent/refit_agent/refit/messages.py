@@ -8,11 +8,13 @@ Both sides are the same version of the same package, so there is no version numb
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from refit_agent.manifest import Engine, FileRef
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
 class Located(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,10 +89,15 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, tag="phase"):
     """
 
     phase: str
-    done: int = 0
-    total: int = 0
-    part: int = 0
-    parts: int = 1
+    done: _Count = 0
+    total: _Count = 0
+    part: _Count = 0
+    parts: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] = 1
+
+    def __post_init__(self) -> None:
+        # The progress of the whole, which never goes back, is reckoned from it.
+        if self.part >= self.parts:
+            raise ValueError(f"part {self.part} of {self.parts}")
 
 
 class FileResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,8 +92,8 @@ def _tensorrt(engine: Engine, machine: Machine) -> list[Loader] | Misfit:
     if not tried:
         return Misfit(
             "runtime-missing",
-            f"{built}; tensorrt_lean is not installed (pip install tensorrt-lean)",
-            f"{need} (pip install tensorrt-lean)",
+            _suited(f"{built}; tensorrt_lean is not installed (pip install 'refit-agent[cu13]')"),
+            _suited(f"{need} (pip install 'refit-agent[cu13]')"),
         )
     faults = [_lean_fault(engine.built_with, r) for r in leans]
     return Misfit("runtime-version", f"{built}: {'; '.join(faults) or f'installed is {tried}'}", need)
@@ -153,18 +153,24 @@ def _onnxruntime(engine: Engine, machine: Machine) -> Loader | Misfit:
     if not installed:
         return Misfit(
             "runtime-missing",
-            "onnxruntime is not installed: pip install 'refit-agent[cpu]'",
-            "onnxruntime (pip install 'refit-agent[cpu]')",
+            _suited("onnxruntime is not installed: pip install 'refit-agent[cpu]'"),
+            _suited("onnxruntime (pip install 'refit-agent[cpu]')"),
         )
     newest = installed[0]
     if version_tuple(newest.version) < version_tuple(least):
         return Misfit(
             "runtime-version",
             f"the graph was made with ONNX Runtime {engine.built_with}, and {shown(newest)} is older: "
-            "pip install -U 'refit-agent[cpu]'",
-            f"onnxruntime {least} or newer (pip install -U 'refit-agent[cpu]')",
+            + _suited("pip install -U 'refit-agent[cpu]'"),
+            _suited(f"onnxruntime {least} or newer (pip install -U 'refit-agent[cpu]')"),
         )
     return Loader(newest, f"{shown(newest)} runs a graph made with {least}")
+
+
+def _suited(text: str) -> str:
+    from refit_agent.errors.advice import suited  # for what is missing alone
+
+    return suited(text)
 
 
 def same_release(built: str, installed: str) -> bool:

@@ -6,8 +6,9 @@
     8+N..     the payloads, little-endian, row-major; offsets count from here
 
 Source: the section "Format" of the README of the safetensors library, and what the library itself (0.8) accepts.
-Stricter than the library in three places, where two readers could take one file for two different sets of weights:
-a name or field that stands there twice, a field that nobody knows, and a header that does not begin with ``{``.
+Stricter than the library where two readers could take one file for two different sets of weights: a name or field that
+stands there twice, a field that nobody knows, and a header that does not begin with ``{``. Nor does it take metadata
+that are null, shapes of more dimensions than NumPy has, or those that no address space holds beside a 0.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ running_services() {
         *) continue ;;
         esac
         [ "$(stat -Lc %d:%i "$process/root" 2>/dev/null)" = "$(stat -Lc %d:%i /)" ] || continue
-        if tr '\0' '\n' <"$process/cmdline" 2>/dev/null | grep -qx serve; then
+        # It may have ended since; then it is the shell that complains, about the file.
+        if { tr '\0' '\n' <"$process/cmdline"; } 2>/dev/null | grep -qx serve; then
             echo "${process#/proc/}"
         fi
     done

@@ -42,7 +42,6 @@ def assemble(work: Path, *, cuda: str, keep_symbols: bool) -> Made:
     embedded = embed(folder / "python", tools.patchelf, strip)
     _say("packages")
     distributions = packages.unpack(packages.fetch(layout.locks(cuda), work / "wheels", tools), places)
-    overlay = _overlay(folder)
     for place in (folder, apart):
         if strip:
             packages.strip_symbols(place, strip)
@@ -55,7 +54,7 @@ def assemble(work: Path, *, cuda: str, keep_symbols: bool) -> Made:
     _start_files(folder, embedded)
     _say("checks")
     check_folder(folder, apart)
-    parts = _parts(folder, apart, distributions, collected, overlay)
+    parts = _parts(folder, apart, distributions, collected)
     write_sboms(distributions, embedded, places)
     _write_parts(folder, apart, parts)
     for place in (folder, apart):
@@ -70,17 +69,6 @@ def make_uniform(folder: Path) -> None:
         runs = path.is_dir() or path.parent.name == "bin" or elf.is_elf(path)
         path.chmod(0o755 if runs else 0o644)
         os.utime(path, (epoch, epoch))
-
-
-def _overlay(folder: Path) -> list[str]:
-    """Our own files in place of a package that is much larger; gives them, below lib/."""
-    origin = layout.HERE / "overlay"
-    names = [p.relative_to(origin).as_posix() for p in sorted(origin.rglob("*.py"))]
-    for name in names:
-        target = folder / "lib" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(origin / name, target)
-    return names
 
 
 def _start_files(folder: Path, embedded: Embedded) -> None:
@@ -112,15 +100,11 @@ def _compile(folder: Path, apart: Path, embedded: Embedded) -> None:
 
 
 def _parts(
-    folder: Path,
-    apart: Path,
-    distributions: list[Distribution],
-    collected: dict[str, list[str]],
-    overlay: list[str],
+    folder: Path, apart: Path, distributions: list[Distribution], collected: dict[str, list[str]]
 ) -> dict[str, tuple[str, ...]]:
     """Which files belong to which part: those of the lean runtime to its own, all the rest of the folder to the core."""
     named = {*collected.get(layout.LEAN, ())}
-    for name in [*overlay, *(n for d in distributions if d.part == layout.LEAN for n in d.files)]:
+    for name in (n for d in distributions if d.part == layout.LEAN for n in d.files):
         stem = name.removesuffix(".py")
         head, _, tail = stem.rpartition("/")
         cached = f"lib/{head}/__pycache__/{tail}.{sys.implementation.cache_tag}.pyc"

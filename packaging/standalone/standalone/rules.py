@@ -77,9 +77,6 @@ DISTRIBUTIONS: dict[str, str | None] = {
     "onnxruntime": ORT,
     # a name that only requires tensorrt-lean-cu13
     "tensorrt-lean": None,
-    # The check run makes thirteen calls of the driver; overlay/cuda makes them in 4 KB instead of 7.8 MB.
-    "cuda-bindings": None,
-    "cuda-pathfinder": None,
     # rich colours source code and renders Markdown with these; the program does neither
     "pygments": None,
     "markdown-it-py": None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import os
 import pty
 import select
@@ -18,8 +20,12 @@ import psutil
 import pytest
 
 from refit_agent import ServiceClient
-from refit_agent.cli import service_stop
-from refit_agent.errors import RefitAgentError, ServiceNotStopped
+from refit_agent.cache.locks import key_lock
+from refit_agent.cache.store import Store
+from refit_agent.cli import service_stop, uninstall_command
+from refit_agent.cli.removal import Removal
+from refit_agent.client.messages import JobStatus
+from refit_agent.errors import EnginesInUse, RefitAgentError, ServiceNotStopped
 
 from .command import Cli
 
@@ -77,7 +83,7 @@ def test_nothing_is_left_after_a_purge(used: Cli, serving: Callable[[], int], bu
     assert used("register", bundle).code == 0
     ran = used("uninstall", "--purge", "--yes", "--json")
     assert ran.code == 0 and ran.err == "" and ran.document["left"] == ran.document["foreign"] == []
-    assert ran.document["service"] == {"pid": pid, "units": []}
+    assert ran.document["service"] == {"pid": pid, "units": [], "enabled_for_all": []}
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert everything(used.home) == [] and everything(tmp_path / "config") == []
     assert ran.document["freed_bytes"] > 10_000
@@ -179,6 +185,98 @@ def test_an_engine_that_is_being_made_counts_as_in_use(used: Cli) -> None:
         assert used("uninstall", "--purge", "--yes", "--json").document["error"]["code"] == "engines-in-use"
 
 
+def test_a_service_is_not_stopped_for_nothing(used: Cli, serving: Callable[[], int], bundle: Path) -> None:
+    """With an engine in use it goes on, with the same process, and so do its units."""
+    pid = serving()
+    code = "import sys; from refit_agent import ensure_engine; e = ensure_engine(*sys.argv[1:]); print(); input()"
+    app = subprocess.Popen(
+        [sys.executable, "-c", code, str(bundle), "classifier"],
+        env=used.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with app:
+        assert app.stdout is not None
+        app.stdout.readline()
+        ran = used("uninstall", "--purge", "--yes", "--json")
+        assert ran.code == 7 and ran.document["error"]["code"] == "engines-in-use"
+        assert ServiceClient(str(used.home / "run/agent.sock")).status().pid == pid
+        app.communicate("\n")
+    assert used("uninstall", "--purge", "--yes", "--json").document["service"]["pid"] == pid
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_what_the_service_makes_counts_if_somebody_waits(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    """Background work ends with the service; an app that waits would get an error."""
+    store = Store(str(home / "cache"))
+    store.prepare()
+    job = JobStatus(key=KEY, background=background)
+    monkeypatch.setattr(uninstall_command, "jobs_of_service", lambda: (job,))
+    with key_lock(store, KEY, 0):
+        if background:
+            uninstall_command._require_unused(Removal(), store)
+        else:
+            with pytest.raises(EnginesInUse, match=KEY[:12]):
+                uninstall_command._require_unused(Removal(), store)
+
+
+def test_an_app_that_comes_last_is_told_of_the_service(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the question and the service's end an engine can come into use: nothing is removed, and it is said what
+    was done."""
+    store = Store(str(home / "cache"))
+    store.prepare()
+    with contextlib.ExitStack() as stack:
+
+        def stop() -> service_stop.Stopped:
+            stack.enter_context(key_lock(store, KEY, 0))
+            return service_stop.Stopped(0)
+
+        monkeypatch.setattr(uninstall_command, "stop_service", stop)
+        with pytest.raises(EnginesInUse) as info:
+            uninstall_command.uninstall.callback(purge=True, force=False, yes=True, as_json=True)
+    assert "service was stopped" in info.value.hint and (home / "cache/engines").exists()
+
+
+def test_an_empty_root_that_is_not_the_user_s_to_remove(
+    used: Cli, mounted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A disk of its own, as a folder that the administrator made: emptied, and no reason to fail, ever again."""
+    disk = mounted("mode=0700")
+    shutil.copytree(used.cache, disk, dirs_exist_ok=True)
+    for _ in range(2):
+        ran = used("uninstall", "--purge", "--yes", "--json", REFIT_AGENT_CACHE_DIR=str(disk))
+        assert ran.code == 0 and ran.document["left"] == [] and os.listdir(disk) == []
+        if _ == 0:
+            reason = "empty; it is not this user's to remove"
+            assert {"path": str(disk), "reason": reason} in ran.document["foreign"]
+
+
+def test_another_user_s_home_is_not_touched(used: Cli, serving: Callable[[], int]) -> None:
+    """As of `sudo -E`: neither service nor files."""
+    if os.geteuid() != 0:
+        pytest.skip("giving a folder to another user needs root")
+    pid = serving()
+    before = everything(used.home)
+    os.chown(used.home / "state", 12345, 12345)
+    ran = used("uninstall", "--purge", "--force", "--yes", "--json")
+    assert ran.code == 7 and ran.document["error"]["code"] == "state-insecure"
+    assert "user 12345" in ran.document["error"]["message"]
+    assert everything(used.home) == before and psutil.pid_exists(pid)
+    assert ServiceClient(str(used.home / "run/agent.sock")).status().pid == pid
+
+
+def test_empty_folders_of_the_user_s_own_stay(cli: Cli) -> None:
+    """A home such as ~ or / has a folder run, or state, or cache, that we have not made."""
+    for name in ("run", "state/logs", "state/demo", "cache"):
+        (cli.home / name).mkdir(parents=True, mode=0o700)
+    before = everything(cli.home)
+    ran = cli("uninstall", "--purge", "--yes")
+    assert ran.code == 0 and "there was nothing to remove" in ran.out and everything(cli.home) == before
+
+
 def test_it_asks_at_a_terminal_and_nowhere_else(used: Cli) -> None:
     """Without one --yes is needed: an installer must not hang, nor remove what nobody agreed to."""
     before = everything(used.home)
@@ -229,6 +327,49 @@ def test_a_service_that_does_not_answer_is_not_robbed(used: Cli) -> None:
         assert everything(used.home) == before
 
 
+def test_a_lock_that_may_not_be_opened_is_no_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path
+) -> None:
+    """Whether the service runs is not known then, and nothing is removed."""
+    (home / "run").mkdir(parents=True, mode=0o700)
+    (home / "run/agent.sock.lock").touch()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(home / "run/agent.sock"))
+
+    def refuse(lock: object, *args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(ServiceNotStopped, match="Permission denied"):
+        service_stop.stop_service()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.json", "notes"])
+def test_a_file_that_the_variable_names_by_mistake_stays(used: Cli, tmp_path: Path, name: str) -> None:
+    """Only a socket, or a file that names a port, is a service's; nor is the lock of another program one."""
+    theirs = tmp_path / name
+    theirs.write_text('{"port": 1}\n')
+    theirs.chmod(0o600)
+    lock = tmp_path / f"{name}.lock"
+    lock.write_text("theirs")
+    ran = used("uninstall", "--yes", "--json", REFIT_AGENT_SOCKET=str(theirs))
+    assert theirs.read_text() == '{"port": 1}\n' and lock.read_text() == "theirs" and ran.code == 0
+    assert {"path": str(theirs), "reason": "it is no socket or file of a service"} in ran.document["foreign"]
+    theirs.unlink()
+    assert used("uninstall", "--yes", REFIT_AGENT_SOCKET=str(theirs)).code == 0 and lock.read_text() == "theirs"
+
+
+def test_the_file_of_a_service_that_was_killed_goes(used: Cli, tmp_path: Path) -> None:
+    """It names a port at which nothing listens any more; its unfinished successor goes too."""
+    place = tmp_path / "agent.json"
+    place.write_text(json.dumps({"port": 1, "token": "0" * 64, "proof": "1" * 64}))
+    place.chmod(0o600)
+    (tmp_path / "agent.json.0a1b2c3d.tmp").write_text("")
+    (tmp_path / "agent.json.lock").touch()
+    assert used("uninstall", "--yes", REFIT_AGENT_SOCKET=str(place)).code == 0
+    assert not list(tmp_path.glob("agent.json*"))
+
+
 def test_what_a_killed_service_left_is_removed(used: Cli, serving: Callable[[], int]) -> None:
     """Socket and lock, which nobody holds."""
     pid = serving()
@@ -261,6 +402,7 @@ def test_systemd_units_are_disabled_first(cli: Cli, tmp_path: Path) -> None:
     tool.parent.mkdir()
     tool.write_text(
         f'#!/bin/sh\necho "$@" >> {log}\n[ "$2" != list-unit-files ] || echo "refit-agent.socket enabled enabled"\n'
+        '[ "$2" != is-enabled ] || { echo disabled; exit 1; }\n'
     )
     tool.chmod(0o755)
     path = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"
@@ -275,4 +417,38 @@ def test_systemd_units_are_disabled_first(cli: Cli, tmp_path: Path) -> None:
     assert log.read_text().splitlines() == [
         "--user list-unit-files --no-legend refit-agent.socket refit-agent.service",
         "--user disable --now refit-agent.socket",
+        "--user is-enabled refit-agent.socket",
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
+def test_units_that_stay_enabled_are_not_called_disabled(cli: Cli, tmp_path: Path) -> None:
+    """What the administrator enabled for all users starts again; what systemd refuses is left, with its words."""
+    tool = tmp_path / "bin" / "systemctl"
+    tool.parent.mkdir()
+    del cli.env["REFIT_AGENT_HOME"]
+    env = {
+        "HOME": str(tmp_path / "user"), "XDG_RUNTIME_DIR": str(tmp_path / "run"),
+        "PATH": f"{tool.parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    script = """#!/bin/sh
+        case "$2 $3" in
+            list-unit-files*) printf 'refit-agent.socket x x\\nrefit-agent.service x x\\n' ;;
+            disable*) {disable} ;;
+            "is-enabled refit-agent.socket") echo enabled ;;
+            is-enabled*) echo static ;;
+        esac
+    """
+    tool.write_text(script.format(disable="exit 0"))
+    tool.chmod(0o755)
+    ran = cli("uninstall", "--yes", **env)
+    assert ran.code == 0 and "disabled refit-agent.service\n" in ran.out
+    assert "stopped refit-agent.socket; it is enabled for all users and starts at the next login" in ran.out
+    service = cli("uninstall", "--yes", "--json", **env).document["service"]
+    assert service == {"pid": None, "units": ["refit-agent.service"], "enabled_for_all": ["refit-agent.socket"]}
+    tool.write_text(script.format(disable="echo 'Access denied' >&2; exit 1"))
+    ran = cli("uninstall", "--yes", "--json", **env)
+    assert ran.code == 7 and ran.document["service"]["units"] == []
+    assert [(entry["path"], "Access denied" in entry["reason"]) for entry in ran.document["left"]] == [
+        ("refit-agent.socket", True), ("refit-agent.service", True)
+    ]  # fmt: skip
