@@ -9,7 +9,7 @@ may make a folder in %ProgramData%, and so a policy for everybody.
 
 Each is one flat TOML table. A file that is there and cannot be believed or understood is an error and never skipped:
 it may hold a restriction. Nothing is read at import. A file is read again when it was replaced or changed, which one
-`stat` tells; where there is none, that `stat` is all it costs.
+`stat` tells; where there is none, it costs that `stat`, and of the machine's files a look whether a link stands there.
 """
 
 from __future__ import annotations

@@ -215,12 +215,12 @@ def test_what_the_service_makes_counts_if_somebody_waits(
     store.prepare()
     job = JobStatus(key=KEY, background=background)
     monkeypatch.setattr(uninstall_command, "jobs_of_service", lambda: (job,))
-    with key_lock(store, KEY, 0):
-        if background:
+    if background:
+        with key_lock(store, KEY, 0):
             uninstall_command._require_unused(Removal(), store)
-        else:
-            with pytest.raises(EnginesInUse, match=KEY[:12]):
-                uninstall_command._require_unused(Removal(), store)
+    else:  # it waits for its turn, and holds no lock
+        with pytest.raises(EnginesInUse, match=KEY[:12]):
+            uninstall_command._require_unused(Removal(), store)
 
 
 def test_an_app_that_comes_last_is_told_of_the_service(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
