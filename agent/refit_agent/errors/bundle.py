@@ -28,7 +28,7 @@ class BundleMissing(BundleError):
 class ManifestInvalid(BundleError):
     code = "manifest-invalid"
     sentence = "{path} is not a valid manifest: {detail}."
-    advice = "Reinstall the app. Its developer finds the manifest's form in refit-agent's README."
+    advice = "Reinstall the app. Its developer finds the manifest's form in refit-agent's docs/bundle-format.md."
 
 
 class ManifestTooNew(BundleError):

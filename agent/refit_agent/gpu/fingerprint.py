@@ -45,9 +45,13 @@ def fingerprint() -> str:
 
 
 def _folder(kind: str, folder: str) -> str:
-    """A folder with the time of its last change: pip cannot add or replace a package without one."""
+    """A folder with what shows that something was added or replaced in it.
+
+    Not the time of its change alone: who unpacks an archive sets that back to the archive's. Nobody can set the
+    time of the change of the inode.
+    """
     try:
-        stamp = os.stat(folder).st_mtime_ns
+        status = os.stat(folder)
     except OSError:
-        stamp = 0
-    return f"{kind} {folder!r} {stamp}"
+        return f"{kind} {folder!r} 0"
+    return f"{kind} {folder!r} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"

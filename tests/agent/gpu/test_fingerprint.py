@@ -104,3 +104,14 @@ def test_the_environment_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     seen.append(fingerprint())
     assert len(set(seen)) == len(seen)
     assert fingerprint() == seen[-1]
+
+
+def test_a_package_that_comes_with_its_own_times_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An archive that is unpacked over the folder sets the folder's time back to what it was."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    os.utime(tmp_path, (1_800_000_000, 1_800_000_000))
+    before = fingerprint()
+    assert fingerprint() == before
+    (tmp_path / "onnxruntime").mkdir()
+    os.utime(tmp_path, (1_800_000_000, 1_800_000_000))
+    assert fingerprint() != before
