@@ -25,7 +25,6 @@ from refit_agent.errors import (
     WorkerTimeout,
     from_wire,
 )
-from refit_agent.leftovers import drop_leftovers
 
 #: Failures that say nothing of the engine on this machine: what the caller or the manifest said, which may
 #: be otherwise next time, and what nobody foresaw.
@@ -98,7 +97,8 @@ class Failures:
         now = time.time()
         passing = isinstance(error, _PASSING)
         lapse = min(_LONGEST_LAPSE_S, _FIRST_LAPSE_S * 2.0 ** (count - 1))
-        if count == 1 and str(error.facts.get("how")) == _KILLED:
+        again = before is not None and before.context == context and str(before.facts.get("how")) == _KILLED
+        if str(error.facts.get("how")) == _KILLED and not again:
             lapse = 0.0
         facts: dict[str, object] = {
             k: v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in error.facts.items()
@@ -114,6 +114,8 @@ class Failures:
         temporary = f"{self._folder}/{key}.{os.urandom(4).hex()}.tmp"
         with contextlib.suppress(OSError):
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            from refit_agent.leftovers import drop_leftovers  # not needed for a hit
+
             drop_leftovers(self._folder, "", ".tmp")
             with open(temporary, "wb") as file:
                 file.write(msgspec.json.encode(failure))

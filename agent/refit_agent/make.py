@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from refit_agent.bundle import Bundle
-from refit_agent.cache.entry import SCHEMA, Entry, EntryFile
+from refit_agent.cache.entry import SCHEMA, Entry, EntryFile, encode_entry
 from refit_agent.cache.locks import key_lock
 from refit_agent.cache.store import TEMPORARY, Lease, Store, write_error
-from refit_agent.cache.upkeep import default_quota, make_room, sweep
+from refit_agent.cache.upkeep import default_quota, keep_quota, make_room, sweep
 from refit_agent.errors import BundleFileMismatch, Cancelled, EntryDamaged, WeightsNotIdentical
 from refit_agent.fetch import Fetching, forget_fetched, locate_weights
 from refit_agent.manifest import FileRef, Golden, Model
@@ -107,7 +107,10 @@ def _make(request: Request, store: Store, on_phase: Callable[[Phase], None], lea
             request.cancelled,
         )
         request.meter("publish")
-        store.publish(staging, _entry(request, done, staging))
+        entry = _entry(request, done, staging)
+        # Padding and entry.json are known only now, and an entry may have been hard to read a moment ago.
+        keep_quota(store, entry.size + len(encode_entry(entry)), _quota(store))
+        store.publish(staging, entry)
     finally:
         store.discard(staging)
         store.discard(worker_log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -36,11 +37,13 @@ def own_folder(path: str) -> None:
 
 
 def require_own_state(folder: str) -> None:
-    """Raise StateInsecure if another user could have put something into the state folder; a missing one is fine.
+    """Make the state folder if it is missing; raise StateInsecure if another user could have put something into it.
 
     Registered bundles are read from there, and the log is appended to whatever has its name: a link to a file of this
     user's, for instance.
     """
+    with contextlib.suppress(OSError):  # made now: what comes to be there later would not be judged
+        os.makedirs(folder, mode=0o700, exist_ok=True)
     try:
         link, status = os.lstat(folder), os.stat(folder)
     except OSError:

@@ -44,7 +44,8 @@ def _run(code: str) -> str | None:
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # what a driver prints is any bytes
             timeout=_DEADLINE_S,
             cwd=os.sep,
             # On Windows a console window would appear each time. No other system has the flag.

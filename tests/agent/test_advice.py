@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from bundles import edit, make_bundle
 from refit_agent import explain
 from refit_agent.authoring.errors import AuthoringMissing
 from refit_agent.errors import FetchLibraryMissing, RuntimeMissing, ServiceMissing, VerifierMissing, advice
+
+
+@pytest.fixture(autouse=True)
+def looked_at_anew() -> Iterator[None]:
+    """Where a process was installed is looked at once."""
+    advice.in_folder.cache_clear()
+    yield
+    advice.in_folder.cache_clear()
 
 
 @pytest.fixture

@@ -17,72 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.models import make_external, make_inside, noise
 from bench.process_memory import Peak, PeakMeter
 from refit_agent.hash_files import hash_files
-from refit_agent.weights import wire_writer as pb
 
 _GB = 1_000_000_000
-_CHUNK = 1 << 24
-
-
-class Made(NamedTuple):
-    """A model, and the bytes of its weights."""
-
-    path: Path
-    nbytes: int
-
-
-def _random_bytes(count: int, seed: int) -> Iterator[bytes]:
-    """Noise: a model of zeros would be read from holes, faster than from any disk or cache."""
-    rng = np.random.default_rng(seed)
-    while count:
-        size = min(count, _CHUNK)
-        yield rng.bytes(size)
-        count -= size
-
-
-def make_external(folder: Path, nbytes: int, tensors: int = 400) -> Made:
-    """A model of float16 weights in a file of external data."""
-    each = nbytes // tensors // 4096 * 4096
-    folder.mkdir()
-    with open(folder / "weights.bin", "wb") as file:
-        for chunk in _random_bytes(each * tensors, 1):
-            file.write(chunk)
-    graph = pb.text(2, "external") + b"".join(
-        pb.blob(5, pb.external_tensor(f"layer{n}.weight", "float16", (each // 2,), "weights.bin", n * each, each))
-        for n in range(tensors)
-    )
-    path = folder / "external.onnx"
-    path.write_bytes(pb.integer(1, 8) + pb.blob(7, graph))
-    return Made(path, each * tensors)
-
-
-def make_inside(folder: Path, nbytes: int, tensors: int = 100) -> Made:
-    """A model of float32 weights inside, below the 2 GiB at which protobuf ends."""
-    each = nbytes // tensors // 4 * 4
-    heads = [
-        pb.tensor_head(f"w{n}", "float32", (each // 4,)) + pb.varint(9 << 3 | 2) + pb.varint(each)
-        for n in range(tensors)
-    ]
-    leads = [pb.varint(5 << 3 | 2) + pb.varint(len(head) + each) + head for head in heads]
-    folder.mkdir()
-    path = folder / "inside.onnx"
-    with open(path, "wb") as file:
-        size = sum(len(lead) + each for lead in leads)
-        file.write(pb.integer(1, 8) + pb.varint(7 << 3 | 2) + pb.varint(size))
-        for number, lead in enumerate(leads):
-            file.write(lead)
-            for chunk in _random_bytes(each, number):
-                file.write(chunk)
-    return Made(path, each * tensors)
 
 
 def _command(*arguments: str | Path) -> list[str]:
@@ -150,8 +94,7 @@ def bench_hash(work: Path, rounds: int) -> None:
     for number in range(4):
         path = work / f"{number}.bin"
         with open(path, "wb") as file:
-            for chunk in _random_bytes(_GB, number):
-                file.write(chunk)
+            noise(number)(file, _GB)
         paths.append(str(path))
     ways: dict[str, Callable[[list[str]], object]] = {"hash_files": hash_files}
     for name, tool in (("openssl", ["openssl", "dgst", "-sha256"]), ("sha256sum", ["sha256sum"])):

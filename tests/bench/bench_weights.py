@@ -3,8 +3,8 @@
     python tests/bench/bench_weights.py MODELS_DIR [--make make_models.py] [--rounds N]
 
 Prints medians; asserts nothing. "open + keys" is the constructor, ``len()`` and all keys; "all refs"
-adds every WeightRef, "graph" the full node list. Memory is measured in a fresh process for each
-model: RssAnon from /proc/self/status, and USS (private pages) from /proc/self/smaps_rollup.
+adds every WeightRef, "graph" the full node list. Memory is what opening and listing add to a fresh process for each
+model: pages that the kernel cannot take back.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.models import holes, make_external
+from bench.process_memory import growth
 
 MODELS = ("tiny", "resnet50", "bert", "bert_fp16", "bert_large_fp16")
 
@@ -70,47 +75,6 @@ def warm(path: str) -> None:
             pass
 
 
-def memory_kb() -> tuple[int, int]:
-    """(RssAnon, USS) of this process."""
-    with open("/proc/self/status") as file:
-        anon = next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
-    with open("/proc/self/smaps_rollup") as file:
-        private = sum(int(line.split()[1]) for line in file if line.startswith("Private_"))
-    return anon, private
-
-
-def memory_report(path: str) -> None:
-    """In the fresh process: what opening and listing costs, and what it still costs while open."""
-    from refit_agent.weights import OnnxWeights
-
-    before = memory_kb()
-    weights = OnnxWeights(path)
-    assert list(weights)
-    opened = memory_kb()
-    print(opened[0] - before[0], opened[1] - before[1])
-    weights.close()
-
-
-def write_external(folder: str, name: str, nbytes: int, count: int) -> str:
-    """A model of ``count`` float16 tensors whose data is a sparse file of ``nbytes``."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    each = nbytes // count // 2 * 2
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], [])
-    for index in range(count):
-        tensor = graph.initializer.add(name=f"layer{index}.weight", data_type=TensorProto.FLOAT16, dims=[each // 2])
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", f"{name}.data"), ("offset", index * each), ("length", each)):
-            tensor.external_data.add(key=key, value=str(value))
-    with open(os.path.join(folder, f"{name}.data"), "wb") as file:
-        file.truncate(each * count)
-    path = os.path.join(folder, f"{name}.onnx")
-    Path(path).write_bytes(helper.make_model(graph).SerializeToString())
-    assert onnx.load(path, load_external_data=False).graph.initializer
-    return path
-
-
 def make_missing(folder: str, script: str | None) -> None:
     missing = [name for name in MODELS if not os.path.exists(os.path.join(folder, f"{name}.onnx"))]
     if missing and script:
@@ -130,11 +94,12 @@ def row(label: str, path: str, rounds: int, reference: bool) -> None:
     for _ in range(3):
         cold(path)
         cold_ms.append(median_ms(lambda: open_and_list(path), 1))
-    found = subprocess.run([sys.executable, __file__, "--memory", path], check=True, capture_output=True, text=True)
-    anon, uss = (int(text) for text in found.stdout.split())
+    memory = growth(
+        "import sys\nfrom refit_agent.weights import OnnxWeights as Opened", "list(opened := Opened(sys.argv[1]))", path
+    )
     print(
         f"{label:24} {os.path.getsize(path) / 1e6:8.1f} {len(open_and_list(path)):7} {onnx_ms:11.2f} {keys_ms:11.3f} "
-        f"{onnx_ms / keys_ms:7.0f}x {refs_ms:9.2f} {graph_ms:8.2f} {statistics.median(cold_ms):8.2f} {anon:8} {uss:8}"
+        f"{onnx_ms / keys_ms:7.0f}x {refs_ms:9.2f} {graph_ms:8.2f} {statistics.median(cold_ms):8.2f} {memory / 1024:8.0f}"
     )
 
 
@@ -143,11 +108,7 @@ def main() -> None:
     parser.add_argument("models", nargs="?", help="folder with the sample models")
     parser.add_argument("--make", help="make_models.py, to write models that are missing")
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--memory", metavar="MODEL", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory:
-        memory_report(options.memory)
-        return
     if not options.models:
         parser.error("name the folder with the models")
     if importlib.util.find_spec("onnx") is None:
@@ -155,17 +116,27 @@ def main() -> None:
     make_missing(options.models, options.make)
     print(
         f"{'model':24} {'MB':>8} {'tensors':>7} {'onnx.load':>11} {'open + keys':>11} {'faster':>8} "
-        f"{'all refs':>9} {'graph':>8} {'cold':>8} {'RssAnon':>8} {'USS':>8}\n{'':24} {'':8} {'':7} {'ms':>11} "
-        f"{'ms':>11} {'':8} {'ms':>9} {'ms':>8} {'ms':>8} {'KB':>8} {'KB':>8}"
+        f"{'all refs':>9} {'graph':>8} {'cold':>8} {'private':>8}\n{'':24} {'':8} {'':7} {'ms':>11} "
+        f"{'ms':>11} {'':8} {'ms':>9} {'ms':>8} {'ms':>8} {'KiB':>8}"
     )
     for name in MODELS:
         path = os.path.join(options.models, f"{name}.onnx")
         if os.path.exists(path):
             row(name, path, options.rounds, True)
     with tempfile.TemporaryDirectory() as folder:
-        row("external, 3 MB", write_external(folder, "small", 3_000_000, 400), options.rounds, True)
+        row(
+            "external, 3 MB",
+            str(make_external(Path(folder, "small"), 3_000_000, fill=holes).path),
+            options.rounds,
+            True,
+        )
         # onnx.load would read all 3 GB
-        row("external, 3 GB", write_external(folder, "large", 3_000_000_000, 400), options.rounds, False)
+        row(
+            "external, 3 GB",
+            str(make_external(Path(folder, "large"), 3_000_000_000, fill=holes).path),
+            options.rounds,
+            False,
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Peak memory of a process and all its descendants, sampled from /proc."""
+"""Memory of processes, from /proc: the peak of a process and all its descendants, and what one step adds to it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -30,7 +33,8 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _sample(root: int) -> tuple[int, int]:
+def sample(root: int) -> Peak:
+    """What the tree below ``root`` has now."""
     dirty = clean = 0
     for pid in _tree(root):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
@@ -39,7 +43,7 @@ def _sample(root: int) -> tuple[int, int]:
                     dirty += int(line.split()[1]) * 1024
                 elif line.startswith("Private_Clean:"):
                     clean += int(line.split()[1]) * 1024
-    return dirty, dirty + clean
+    return Peak(dirty, dirty + clean)
 
 
 class PeakMeter:
@@ -54,12 +58,67 @@ class PeakMeter:
 
     def _run(self) -> None:
         while not self._done.is_set():
-            private, unique = _sample(self._pid)
-            self._private, self._unique = max(self._private, private), max(self._unique, unique)
+            self._look()
             time.sleep(self._interval)
 
+    def _look(self) -> None:
+        now = sample(self._pid)
+        self._private, self._unique = max(self._private, now.private), max(self._unique, now.unique)
+
     def stop(self) -> Peak:
-        """The peaks seen so far."""
+        """The peaks seen so far, this moment's included."""
         self._done.set()
         self._thread.join()
+        self._look()
         return Peak(self._private, self._unique)
+
+
+def peak_of(command: Sequence[str]) -> Peak:
+    """The peak of a command's whole tree, from its start to its end. Raises CalledProcessError if it fails."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    meter = PeakMeter(process.pid)
+    code = process.wait()
+    peak = meter.stop()
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    return peak
+
+
+_REPEATED_S = 0.3
+_STEP = """
+import gc, sys, time
+{prepare}
+gc.collect()
+print(flush=True)
+sys.stdin.readline()
+ends = time.monotonic() + {seconds}
+while True:
+    held = None
+    gc.collect()
+    held = {step}
+    if time.monotonic() > ends:
+        break
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
+def growth(prepare: str, step: str, *arguments: str) -> int:
+    """Private bytes that evaluating ``step`` adds at its peak to a new process that has run ``prepare``. Both are
+    Python; ``arguments`` are their ``sys.argv[1:]``. What the step gives is held until it has been measured. A step
+    of milliseconds is repeated for a while, or its peak would fall between two samples."""
+    command = [sys.executable, "-c", _STEP.format(prepare=prepare, step=step, seconds=_REPEATED_S), *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        _require_line(process.stdout.readline())
+        before = sample(process.pid).private
+        meter = PeakMeter(process.pid, interval_s=0.001)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        _require_line(process.stdout.readline())
+        return max(0, meter.stop().private - before)
+
+
+def _require_line(line: str) -> None:
+    if not line:
+        raise RuntimeError("the process whose memory was to be measured ended early")

@@ -186,6 +186,8 @@ def test_signal_reaches_the_program_and_its_exit_code_the_caller(folder: Built, 
         while not (tmp_path / "s").exists() and process.poll() is None and time.monotonic() < ends:
             time.sleep(0.05)
         assert (tmp_path / "s").exists(), process.communicate(timeout=10)
+        # The socket is there before the service hears signals; once it answers, it does.
+        assert run(folder.whole, "status", env=env).returncode == 0
         # Not the shell that was started: it has become the program.
         assert "python3" in os.readlink(f"/proc/{process.pid}/exe")
         process.send_signal(signal.SIGTERM)
@@ -209,8 +211,9 @@ def test_service_of_the_folder_makes_engines(
         assert done.returncode == 0, done.stderr
         monkeypatch.setenv("REFIT_AGENT_HOME", str(tmp_path))
         monkeypatch.setenv("REFIT_AGENT_SOCKET", socket)
-        with ServiceClient() as client, client.ensure(EnsureRequest(bundle=str(demo), model="classifier")) as engine:
-            assert Path(engine.path).is_file()
+        with ServiceClient() as client:
+            engine = client.ensure(EnsureRequest(bundle=str(demo), model="classifier"))
+        assert Path(engine.path).is_file()
         assert run(folder.whole, "path", demo, "classifier", env=bare(tmp_path)).stdout == f"{engine.path}\n"
     finally:
         process.terminate()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 from refit_agent.cache.store import Store, write_error
-from refit_agent.errors import CacheBusy
+from refit_agent.errors import CacheBusy, CacheUnwritable
 
 _POLL_S = 0.02
 
@@ -65,16 +66,35 @@ def _mend(store: Store, path: str) -> bool:
     A file of this user's only gets its mode back: somebody may hold it.
     """
     try:
-        status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode):
-            store.discard(path)
-            return not os.path.lexists(path)
-        if status.st_mode & 0o600 == 0o600:
-            return False
-        os.chmod(path, 0o600)
+        with _alone(os.path.dirname(path)):
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode):
+                store.discard(path)
+                return not os.path.lexists(path)
+            if status.st_mode & 0o600 == 0o600:
+                return False
+            os.chmod(path, 0o600)
+    except FileNotFoundError:
+        return True  # somebody else made way
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def _alone(folder: str) -> Iterator[None]:
+    """One process at a time makes way: a second one that saw the odd object would delete the first one's new lock."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -83,7 +103,7 @@ def try_key_lock(store: Store, key: str) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(key_lock(store, key, 0))
-        except CacheBusy:
+        except (CacheBusy, CacheUnwritable):  # what cannot be locked is left as it is, and holds up nothing else
             free = False
         else:
             free = True

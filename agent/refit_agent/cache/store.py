@@ -32,7 +32,7 @@ _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO)
 #: What renaming a folder says of a name that is taken: by another folder, or by what is none.
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.ENOTDIR)
 #: The process or the machine is out of something: no reason to call an entry damaged.
-_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Engines made by refit-agent; safe to delete.\n"
 
 
@@ -81,9 +81,16 @@ class Store:
         folder = self._engines + key
         name = f"{folder}/{ENTRY_NAME}"
         missing = ""
+        withheld = False
         for _ in range(_LOOKUP_TRIES):
             try:
                 fd = os.open(name, _platform.OPEN_FLAGS)
+                missing = ""
+            except BlockingIOError:
+                # A file server has the file for itself, and gives it back when somebody asks.
+                withheld = True
+                time.sleep(0.01)
+                continue
             except FileNotFoundError:
                 if not os.path.lexists(folder):
                     return None
@@ -112,6 +119,8 @@ class Store:
                 with contextlib.suppress(OSError):  # a cache that cannot be written still serves
                     os.utime(name)
             return entry, folder, lease
+        if withheld:
+            raise CacheUnwritable(path=name, detail="another machine has it open for itself")
         return missing or None
 
     def _claim_shared(self, fd: int) -> bool:
@@ -236,7 +245,8 @@ class Store:
         except OSError:
             import shutil  # not needed for a hit, and slow to import
 
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # what it is told to ignore is not all that it raises
+                shutil.rmtree(path, ignore_errors=True)
 
     # ------------------------------------------------------------ removing
 
@@ -249,6 +259,8 @@ class Store:
         name = f"{folder}/{ENTRY_NAME}"
         try:
             fd = _open_to_claim(name)
+        except BlockingIOError:
+            return False
         except OSError as error:
             if error.errno not in _NO_FILE:
                 raise write_error(error, folder) from error
@@ -290,8 +302,10 @@ def inspect_entry(folder: str, key: str) -> Entry | str:
 
 def _read(fd: int, key: str) -> Entry | str:
     try:
-        data = os.read(fd, _MAX_ENTRY_BYTES)
+        data = os.read(fd, min(os.fstat(fd).st_size + 1, _MAX_ENTRY_BYTES))
     except OSError as error:  # a folder has its name, or the disk cannot read it any more
+        if error.errno in _NOT_ITS_FAULT:
+            raise CacheUnwritable(path=ENTRY_NAME, detail=error.strerror) from error
         return f"{ENTRY_NAME} cannot be read: {error.strerror}"
     return decode_entry(data, key)
 
@@ -300,7 +314,14 @@ def _open_to_claim(name: str) -> int:
     try:
         return os.open(name, _platform.CLAIM_FLAGS)
     except PermissionError:
-        # Somebody took the right to write from everything below the cache: what is evicted needs none.
+        # Somebody took the right to write from everything below the cache: what is evicted needs none. A link would
+        # lead the change of mode to what is not ours.
+        folder = os.path.dirname(name)
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            raise
+        os.chmod(folder, 0o700)
+        if not stat.S_ISREG(os.lstat(name).st_mode):
+            raise
         os.chmod(name, 0o600)
         return os.open(name, _platform.CLAIM_FLAGS)
 
@@ -309,8 +330,15 @@ def _move(folder: str, place: str) -> None:
     try:
         os.rename(folder, place)
     except PermissionError:
+        mode = os.lstat(folder).st_mode
+        if not stat.S_ISDIR(mode):
+            raise
         os.chmod(folder, 0o700)  # a folder that cannot be written cannot be moved to another one either
-        os.rename(folder, place)
+        try:
+            os.rename(folder, place)
+        except OSError:
+            os.chmod(folder, stat.S_IMODE(mode))
+            raise
 
 
 def write_error(error: OSError, path: str) -> CacheError:

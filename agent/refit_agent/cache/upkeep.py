@@ -12,7 +12,7 @@ from refit_agent.cache.entry import ENTRY_NAME, Entry, files_fault
 from refit_agent.cache.locks import remove_lock_file, try_key_lock
 from refit_agent.cache.store import QUARANTINE, TEMPORARY, Store, disk_bytes, free_bytes, inspect_entry, write_error
 from refit_agent.digest import hash_file
-from refit_agent.errors import DiskFull
+from refit_agent.errors import CacheUnwritable, DiskFull
 
 #: Left free beyond what an engine needs, so that filling the cache never fills the disk.
 DISK_MARGIN_BYTES = 256 << 20
@@ -182,9 +182,17 @@ def _listdir(path: str) -> list[str]:
 def prune(store: Store, quota_bytes: int) -> list[str]:
     """Sweep leftovers and evict until the cache is within ``quota_bytes``; gives the keys evicted."""
     sweep(store)
+    return keep_quota(store, 0, quota_bytes)
+
+
+def keep_quota(store: Store, incoming_bytes: int, quota_bytes: int) -> list[str]:
+    """Evict the least recently used entries until ``incoming_bytes`` more fit in the quota; gives their keys.
+
+    As `make_room`, for bytes that are on the disk already.
+    """
     removed: list[str] = []
     holdings = _holdings(store)
-    total = sum(h.size for h in holdings)
+    total = sum(h.size for h in holdings) + incoming_bytes
     for holding in holdings:
         if total <= quota_bytes:
             break
@@ -198,8 +206,11 @@ def prune(store: Store, quota_bytes: int) -> list[str]:
 def _evict(store: Store, key: str) -> bool:
     """Remove one entry, unless it is leased or its maker has not handed it out yet."""
     with try_key_lock(store, key) as ours:
-        if not ours or not store.remove(key):
-            return False
+        try:
+            if not ours or not store.remove(key):
+                return False
+        except CacheUnwritable:
+            return False  # one that cannot be removed must not keep the others from making room
         remove_lock_file(store, key)
         return True
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 
@@ -12,6 +13,7 @@ _PARTS = {"cpu": "onnxruntime", "cu12": "tensorrt-lean", "cu13": "tensorrt-lean"
 _ALWAYS = frozenset({"service", "signing"})
 
 
+@functools.cache
 def in_folder() -> bool:
     """Whether this is the standalone folder: its packages are in lib, beside the folder of the running Python."""
     lib = os.path.join(os.path.dirname(os.path.realpath(sys.prefix)), "lib")

@@ -13,7 +13,6 @@ import sys
 
 import msgspec
 
-from refit_agent.leftovers import drop_leftovers
 from refit_agent.machine import Machine
 
 FILE = "machine.json"
@@ -96,6 +95,8 @@ def _ours(seen: os.stat_result, writable_by: int) -> bool:
 def _replace(path: str, data: bytes) -> None:
     # Imported late: readers do not need it.
     import tempfile
+
+    from refit_agent.leftovers import drop_leftovers  # not needed for a hit
 
     drop_leftovers(os.path.dirname(path), FILE + ".")
     fd, temporary = tempfile.mkstemp(prefix=FILE + ".", dir=os.path.dirname(path))  # mode 0600

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bundles import python
 from entries import key_of, kill, locked
+from refit_agent.cache import locks
 from refit_agent.cache.locks import key_lock, lock_path, remove_lock_file, try_key_lock
 from refit_agent.cache.store import Store
 from refit_agent.errors import CacheBusy, CacheUnwritable
@@ -133,3 +136,30 @@ def test_a_lock_that_cannot_be_made_is_an_error_of_the_cache(tmp_path: Path) -> 
     (root / "locks").write_bytes(b"")
     with pytest.raises(CacheUnwritable), key_lock(Store(str(root)), KEY, 0):
         pass
+
+
+def test_of_several_that_make_way_at_once_one_holds_the_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each saw the odd object; the second must not delete the lock that the first one took in its place."""
+    os.mkdir(lock_path(store, KEY))
+    inside: list[None] = []
+    most: list[int] = []
+
+    def slowly(name: str) -> os.stat_result:
+        seen = os.lstat(name)
+        time.sleep(0.05)  # between the look and what is done about it
+        return seen
+
+    def hold() -> None:
+        with contextlib.suppress(CacheBusy, CacheUnwritable), key_lock(store, KEY, 0):
+            inside.append(None)
+            most.append(len(inside))
+            time.sleep(0.4)
+            inside.pop()
+
+    monkeypatch.setattr(locks, "os", SimpleNamespace(**{**vars(os), "lstat": slowly}))
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]

@@ -274,3 +274,65 @@ def test_errors_of_the_system_become_errors_of_the_cache() -> None:
     assert isinstance(write_error(OSError(errno.EDQUOT, "Quota exceeded"), "/"), DiskFull)
     other = write_error(OSError(errno.EROFS, "Read-only file system", "/cache/x"), "/cache")
     assert str(other) == "The cache cannot be written at /cache/x: Read-only file system."
+
+
+def test_a_file_that_a_file_server_withholds_is_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delegation or an oplock: another try finds it; while it lasts it is an error, and no reason to make it anew."""
+    key = put(store, 1)
+    real, refusals = os.open, [2]
+
+    def withheld(path: str, *rest: int) -> int:
+        if str(path).endswith("entry.json") and refusals[0]:
+            refusals[0] -= 1
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable", path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(module.os, "open", withheld)
+    assert found(store, key)
+    refusals[0] = 1000
+    with pytest.raises(CacheUnwritable, match="open for itself"):
+        store.lookup(key)
+    assert store.remove(key) is False
+
+
+def test_a_machine_that_is_out_of_memory_is_not_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading is as good a place for it to show as opening."""
+    key = put(store, 1)
+
+    def short(fd: int, size: int) -> bytes:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "read", short)
+        with pytest.raises(CacheUnwritable, match="Cannot allocate"):
+            store.lookup(key)
+    assert found(store, key)
+
+
+def test_a_link_among_the_engines_changes_no_mode_elsewhere(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when it is set aside nor when it is evicted."""
+    put(store, 1)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    (elsewhere / "entry.json").write_text("{}")
+    (elsewhere / "entry.json").chmod(0o444)
+    key = key_of(2)
+    os.symlink(elsewhere, store.folder(key))
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(module.os, "rename", refused)
+    for act in (store.quarantine, store.remove):
+        with pytest.raises(CacheUnwritable):
+            act(key)
+    with pytest.raises(PermissionError):
+        real = os.open
+        monkeypatch.setattr(
+            module.os, "open", lambda path, *rest: refused() if "entry" in str(path) else real(path, *rest)
+        )
+        module._open_to_claim(f"{store.folder(key)}/entry.json")
+    assert elsewhere.stat().st_mode & 0o777 == 0o755
+    assert (elsewhere / "entry.json").stat().st_mode & 0o777 == 0o444
