@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
 
 from .layer import Call
 
@@ -37,12 +36,6 @@ _ERRORS = {
     "statvfs": (_EIO,),
     "phase": (),
 }
-
-
-class Word(NamedTuple):
-    """A deed in the table: kill, full, read-only, slow, error."""
-
-    name: str
 
 
 def kind_of(deed: str) -> str:

@@ -105,7 +105,7 @@ class Matrix:
             return self._clean[scene.name]
         with self._place(scene) as spot:
             outcome = self._request(scene, spot, None, [])
-            assert outcome.how == "ok", outcome
+            assert (outcome.how, outcome.hit) == ("ok", scene.hit), outcome
             store = _store(spot.root)
             sweep(store)
             golden = {name: content_of(store, key) for name, key in scene.keys.items()}

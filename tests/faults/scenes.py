@@ -49,7 +49,7 @@ class Scene:
     #: Entries that no fault may take away.
     innocent: frozenset[str] = frozenset({"N"})
     settings: Mapping[str, str] = field(default_factory=dict)
-    #: The request finds the engine; there must be no worker.
+    #: Without a fault the request finds the engine.
     hit: bool = False
 
     def copy(self, place: Path) -> None:
@@ -149,10 +149,12 @@ class _Maker:
         return self.keys | {name: key_of(number) for name, number in _OLD.items()}
 
     def _quota(self, scene: Scene, *, without: int) -> int:
-        """Bytes that hold everything but so many of the old entries, and the new engine."""
-        engine = Bundle.open(scene.folder / "bundle").model(MODEL)
-        needed = engine.engines[0].plan_size + sum(f.size for f in engine.weight_files())
-        return size_of(_store(scene)) + needed - without * _OLD_BYTES
+        """Bytes that hold everything but so many of the old entries, and the new engine.
+
+        One old entry fewer is too many, and none of the others has to go: not even where one of those that should
+        cannot be removed.
+        """
+        return size_of(_store(scene)) + estimate(scene.folder / "bundle") - without * _OLD_BYTES + _OLD_BYTES // 2
 
     def leftovers(self) -> Scene:
         scene = self._scene("leftovers", "a provision after a killed one", self.before)
@@ -212,6 +214,12 @@ class _Maker:
 
 def _store(scene: Scene) -> Store:
     return Store(str(scene.folder / "home" / "cache"))
+
+
+def estimate(bundle: Path) -> int:
+    """Bytes that the manifest gives for the finished engine: without padding, and without its entry.json."""
+    model = Bundle.open(bundle).model(MODEL)
+    return model.engines[0].plan_size + sum(f.size for f in model.weight_files())
 
 
 def size_of(store: Store) -> int:

@@ -11,13 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from bundles import MODEL, make_bundle
 from entries import key_of
+from refit_agent import ensure_engine
 from refit_agent.cache import upkeep
 from refit_agent.cache.locks import key_lock, try_key_lock
 from refit_agent.cache.store import Store, free_bytes, write_error
 from refit_agent.errors import CacheUnwritable, DiskFull, WorkerCrashed
 from refit_agent.failures import Failures
 from refit_agent.leftovers import drop_leftovers
+
+from .scenes import estimate, size_of
 
 KEY = key_of(1)
 KILLED = WorkerCrashed(how="signal SIGKILL", phase="refit", log="")
@@ -78,6 +82,20 @@ def test_an_unlock_that_fails_holds_nobody_up(tmp_path: Path, monkeypatch: pytes
     assert failed
     with try_key_lock(cache, KEY) as ours:
         assert ours
+
+
+def test_the_quota_holds_what_an_engine_takes_and_not_only_what_was_foreseen(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding and entry.json are known when it is made."""
+    first, second = make_bundle(tmp_path / "first", seed=1), make_bundle(tmp_path / "second", seed=2)
+    ensure_engine(first, MODEL, service=False).close()
+    cache = Store(str(home / "cache"))
+    quota = size_of(cache) + estimate(second)
+    monkeypatch.setenv("REFIT_AGENT_CACHE_QUOTA", str(quota))
+    with ensure_engine(second, MODEL, service=False) as engine:
+        assert size_of(cache) <= quota
+        assert list(cache.list_keys()) == [engine.key]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])

@@ -7,21 +7,13 @@ import time
 from collections.abc import Callable
 
 from refit_agent.cli import stop
-from refit_agent.errors import RefitError
+from refit_agent.errors import DeadlinePassed
 
 #: The end of the time is kept for stopping what is at work then, cleaning up and saying so; of a short time a tenth.
 _RESERVE_S = 0.5
 #: From here on only whole seconds are given to an engine: that one call had a few milliseconds more than the one
 #: before must not look like more time to those who remember what took too long.
 _WHOLE_SECONDS_FROM = 10.0
-
-
-class DeadlinePassed(RefitError):  # noqa: N818 - named as in `refit_agent.errors`
-    """The time for the whole command was over before this engine was ready."""
-
-    code = "deadline-passed"
-    sentence = "The {seconds} s for the whole command were over; {detail}."
-    advice = "Run the command again: engines that are ready stay, and it goes on with the others."
 
 
 class Deadline:

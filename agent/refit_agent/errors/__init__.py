@@ -67,6 +67,7 @@ from refit_agent.errors.cache import (
 from refit_agent.errors.engine import (
     Cancelled,
     CheckImpossible,
+    DeadlinePassed,
     DeviceError,
     DeviceFailed,
     GoldenMismatch,
@@ -111,6 +112,7 @@ __all__ = [
     "CacheUnwritable",
     "Cancelled",
     "CheckImpossible",
+    "DeadlinePassed",
     "DeviceError",
     "DeviceFailed",
     "DiskFull",

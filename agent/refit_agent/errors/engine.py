@@ -131,3 +131,11 @@ class CheckImpossible(RefitError):
 class GoldenMismatch(RefitError):
     code = "golden-mismatch"
     sentence = "The finished engine computes wrong results: output {output!r} {detail}."
+
+
+class DeadlinePassed(RefitError):
+    """The time for the whole command was over before this engine was ready."""
+
+    code = "deadline-passed"
+    sentence = "The {seconds} s for the whole command were over; {detail}."
+    advice = "Run the command again: engines that are ready stay, and it goes on with the others."

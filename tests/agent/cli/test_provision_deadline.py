@@ -11,7 +11,8 @@ import pytest
 
 from refit_agent.cache.locks import key_lock
 from refit_agent.cache.store import Store
-from refit_agent.cli.deadline import Deadline, DeadlinePassed
+from refit_agent.cli.deadline import Deadline
+from refit_agent.errors import DeadlinePassed
 from several_models import WaitingRuntime, several_models
 
 from .command import Cli
