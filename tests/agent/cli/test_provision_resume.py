@@ -204,8 +204,10 @@ if sys.platform != "win32":
         """Lines as without it."""
         lines = Lines(cli(*_provision(four)).out)
         assert lines.result["ok"] and lines.percent == 100
-        phases = [step["phase"] for step in lines.steps if step["model"] == "m2"]
-        assert phases[-1] == "ready" and len(phases) > 2
+        # How many of a quick job's steps the service passes on depends on the load; of four jobs some are.
+        for model in ("m1", "m2", "m3"):
+            assert [step["phase"] for step in lines.steps if step["model"] == model][-1] == "ready"
+        assert {"refit", "write", "check", "map", "open"} & {step["phase"] for step in lines.steps}
         assert service.status["cache"]["entries"] == 4
 
     def test_killed_while_the_service_works(cli: Cli, four: Path, tmp_path: Path) -> None:
