@@ -2,21 +2,48 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from bundles import make_bundle, shim
+from refit_agent.cli import stop
 from settings_files import SettingsFiles
 
 _SCRUBBED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CACHE_DIRECTORY", "STATE_DIRECTORY", "XDG_CACHE_HOME", "XDG_STATE_HOME")  # fmt: skip
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def nothing_left_behind() -> Iterator[None]:
+    """A test that changes what the whole process has fails itself, and not whichever test comes after it."""
+    before = _of_the_process()
+    yield
+    assert _of_the_process() == before
+
+
+class _OfTheProcess(NamedTuple):
+    """What all tests of a process share."""
+
+    folder: str
+    told_to_stop: bool
+    handlers: dict[signal.Signals, Any]
+    variables: dict[str, str]
+
+
+def _of_the_process() -> _OfTheProcess:
+    handlers = {number: signal.getsignal(number) for number in signal.Signals if number.name in _ENDING}
+    variables = {name: text for name, text in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return _OfTheProcess(os.getcwd(), stop.requested(), handlers, variables)
+
+
+@pytest.fixture(autouse=True)
+def home(nothing_left_behind: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has a cache and a state of its own, and nothing of the tester's shell."""
     for name in [*_SCRUBBED, *(n for n in os.environ if n.startswith("REFIT_AGENT_"))]:
         monkeypatch.delenv(name, raising=False)

@@ -39,18 +39,34 @@ def _below(node: Any, folder: str) -> None:
 
 class WaitingRuntime:
     """A folder for the module search path whose onnxruntime waits, from the import with number ``waits_from`` on (the
-    first is 1), until `go` was called. Each engine is one import."""
+    first is 1), until `go` was called. Each engine is one import. With ``session`` it waits where a session is made
+    instead, when the worker has told its first steps."""
 
-    def __init__(self, folder: Path, waits_from: int) -> None:
-        code = f"""
+    def __init__(self, folder: Path, waits_from: int, session: bool = False) -> None:
+        begin = f"""
         with open(os.path.join(HERE, "count"), "a") as file:
             file.write("x")
-        number = os.path.getsize(os.path.join(HERE, "count"))
-        ends = time.monotonic() + 100
-        while number >= {waits_from} and not os.path.exists(os.path.join(HERE, "go")) and time.monotonic() < ends:
-            time.sleep(0.02)
+        _number = os.path.getsize(os.path.join(HERE, "count"))
+
+        def _wait(here=HERE):
+            ends = time.monotonic() + 100
+            while _number >= {waits_from} and not os.path.exists(os.path.join(here, "go")) and time.monotonic() < ends:
+                time.sleep(0.02)
         """
-        self.folder = shim(folder, textwrap.dedent(code) + REAL)
+        held = """
+        class _Session(onnxruntime.InferenceSession):
+            def __init__(self, *args, **options):
+                _wait()
+                super().__init__(*args, **options)
+
+        onnxruntime.InferenceSession = _Session
+        """
+        code = (
+            [textwrap.dedent(begin), REAL, textwrap.dedent(held)]
+            if session
+            else [textwrap.dedent(begin), "_wait()\n", REAL]
+        )
+        self.folder = shim(folder, "".join(code))
 
     def go(self) -> None:
         """Let it work from now on."""

@@ -195,20 +195,26 @@ def test_a_download_that_the_deadline_ends(cli: Cli, remote: Path, source: Sourc
 if sys.platform != "win32":
     from service.running import Running
 
-    @pytest.fixture
-    def service(cli: Cli) -> Iterator[Running]:
-        with Running(cli.home) as running:
-            yield running
-
-    def test_when_the_service_does_the_work(cli: Cli, service: Running, four: Path) -> None:
-        """Lines as without it."""
-        lines = Lines(cli(*_provision(four)).out)
-        assert lines.result["ok"] and lines.percent == 100
-        # How many of a quick job's steps the service passes on depends on the load; of four jobs some are.
-        for model in ("m1", "m2", "m3"):
-            assert [step["phase"] for step in lines.steps if step["model"] == model][-1] == "ready"
-        assert {"refit", "write", "check", "map", "open"} & {step["phase"] for step in lines.steps}
-        assert service.status["cache"]["entries"] == 4
+    def test_when_the_service_does_the_work(cli: Cli, four: Path, tmp_path: Path) -> None:
+        """Lines as without it, the steps of the service's worker too."""
+        slow = WaitingRuntime(tmp_path / "slow", waits_from=2, session=True)
+        with Running(cli.home, path=[slow.folder]) as service:
+            process = cli.start(*_provision(four))
+            assert process.stdout is not None
+            lines = []
+            # A quick job is over before the service passes its steps on: this one waits until one of them was seen.
+            for line in process.stdout:
+                lines.append(line)
+                if json.loads(line).get("phase") in ("check", "open"):
+                    break
+            slow.go()
+            lines.append(process.communicate(timeout=60)[0])
+            entries = service.status["cache"]["entries"]
+        told = Lines("".join(lines))
+        assert told.result["ok"] and told.percent == 100 and entries == 4
+        assert {"check", "open"} & {step["phase"] for step in told.steps}
+        for model in ("m1", "m2", "m3", "m4"):
+            assert [step["phase"] for step in told.steps if step["model"] == model][-1] == "ready"
 
     def test_killed_while_the_service_works(cli: Cli, four: Path, tmp_path: Path) -> None:
         """It stops what nobody waits for, and the next run goes on."""

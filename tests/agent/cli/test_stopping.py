@@ -108,9 +108,11 @@ def test_a_worker_that_says_nothing(cli: Cli, large: Path) -> None:
 
 @pytest.fixture
 def restored_handlers() -> Iterator[None]:
-    """Leaves the signals of the test process as they were."""
+    """Leaves the signals of the test process as they were, and none noted."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
+    with stop.listening():  # forgets what was heard
+        pass
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -89,14 +89,11 @@ def test_insisting_on_a_service_that_is_not_there_is_an_error(
     assert ensure_engine(bundle, MODEL, service=True).hit
 
 
-def test_own_weights_and_options_reach_the_service(serve: Serve, bundle: Path, tmp_path: Path) -> None:
+def test_own_weights_and_options_reach_the_service(serve: Serve, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an absolute path: its working folder is another."""
     service = serve()
-    os.chdir(bundle)
-    try:
-        ensure_engine(".", MODEL, target="cpu", weights="models/mlp.onnx", deadline_s=float("inf"), retry_failed=True, background=True).close()  # fmt: skip
-    finally:
-        os.chdir(tmp_path)
+    monkeypatch.chdir(bundle)
+    ensure_engine(".", MODEL, target="cpu", weights="models/mlp.onnx", deadline_s=float("inf"), retry_failed=True, background=True).close()  # fmt: skip
     wish = service.asked[0].body
     assert wish["weights"] == str(bundle / "models/mlp.onnx")
     assert (wish["bundle"], wish["target"], wish["deadline_s"]) == (str(bundle), "cpu", 86400.0)
