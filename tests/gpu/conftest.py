@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gpu import sample_bundles
+from gpu.served import Served
 from refit_agent.gpu.detect import detect
 
 
@@ -38,3 +40,13 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test has a cache and a state of its own."""
     monkeypatch.setenv("REFIT_AGENT_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def served(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setenv("REFIT_AGENT_WARM_BUSY_PERCENT", "101")
+    running = Served(own_home)
+    yield running
+    running.client.close()
+    running.process.terminate()
+    assert running.process.wait(20) == 0

@@ -2,77 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from gpu import sample_bundles as samples
-from refit_agent import ServiceClient, ensure_engine
+from gpu.served import Served
+from refit_agent import ensure_engine
 
 pytest.importorskip("tensorrt", reason="the sample engines need TensorRT 8.6.0, exactly")
-
-_DRIVER = ("libcuda", "libnvinfer", "libcudart", "libnvidia", "libnvonnxparser")
-
-
-class Served:
-    """A service in a process of its own, with its client."""
-
-    def __init__(self, home: Path) -> None:
-        self.process = psutil.Popen([sys.executable, "-m", "refit_agent", "serve"], stderr=subprocess.DEVNULL)
-        self.client = ServiceClient()
-        ends = time.monotonic() + 60
-        while not (home / "run" / "agent.sock").exists():
-            assert self.process.poll() is None and time.monotonic() < ends
-            time.sleep(0.05)
-
-    def wait_for_an_engine(self) -> None:
-        """Return when one is in the cache: right after the registration nothing has begun yet, which looks idle."""
-        ends = time.monotonic() + 120
-        while not self.client.status().cache.entries:
-            assert time.monotonic() < ends, self.client.status()
-            time.sleep(0.1)
-
-    def wait_idle(self) -> None:
-        """Return when nothing is being made any more."""
-        ends = time.monotonic() + 120
-        while True:
-            now = self.client.status()
-            if not now.jobs and now.warm.state == "idle":
-                return
-            assert time.monotonic() < ends, now
-            time.sleep(0.1)
-
-    @property
-    def resident_mb(self) -> float:
-        return float(self.process.memory_info().rss / 2**20)
-
-    @property
-    def driver_files(self) -> list[str]:
-        """Files of CUDA, TensorRT or the driver that are mapped into the service."""
-        with open(f"/proc/{self.process.pid}/maps", encoding="utf-8") as maps:
-            return [line.split()[-1] for line in maps if any(part in line for part in _DRIVER)]
-
-    @property
-    def devices(self) -> list[str]:
-        """Device files of the driver that the service holds open."""
-        folder = f"/proc/{self.process.pid}/fd"
-        return [t for t in (os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)) if t.startswith("/dev/nvidia")]
-
-
-@pytest.fixture
-def served(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setenv("REFIT_AGENT_WARM_BUSY_PERCENT", "101")
-    running = Served(own_home)
-    yield running
-    running.client.close()
-    running.process.terminate()
-    assert running.process.wait(20) == 0
 
 
 def test_a_registered_bundle_is_made_in_the_background_and_found(served: Served, tmp_path: Path) -> None:
