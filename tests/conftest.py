@@ -16,6 +16,8 @@ from refit_agent.cli import stop
 from settings_files import SettingsFiles
 
 _SCRUBBED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CACHE_DIRECTORY", "STATE_DIRECTORY", "XDG_CACHE_HOME", "XDG_STATE_HOME")  # fmt: skip
+#: Others are set by libraries, PyTorch for example, when they are imported.
+_VARIABLES = ("REFIT_AGENT_", "XDG_", "CUDA_", "PYTHON", "PATH", "HOME", "TMPDIR")
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
@@ -38,7 +40,7 @@ class _OfTheProcess(NamedTuple):
 
 def _of_the_process() -> _OfTheProcess:
     handlers = {number: signal.getsignal(number) for number in signal.Signals if number.name in _ENDING}
-    variables = {name: text for name, text in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    variables = {name: text for name, text in os.environ.items() if name.startswith(_VARIABLES)}
     return _OfTheProcess(os.getcwd(), stop.requested(), handlers, variables)
 
 

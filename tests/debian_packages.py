@@ -13,6 +13,21 @@ BUILD = ROOT / "packaging/debian/build.py"
 UNITS = ROOT / "packaging/systemd"
 
 
+#: What the packages are made from.
+SOURCES = ("agent", "service", "packaging/debian", "packaging/standalone", "packaging/systemd")
+
+
+def newer_source(dist: Path) -> Path | None:
+    """A source file that was changed after the packages in ``dist``, or the folder there that they are made from, were
+    made: a test of those would be one of another program. None if all is older, or nothing is there."""
+    made = [p.stat().st_mtime for p in dist.glob("*.deb")]
+    # Its files have the date that the build gives them; when they were written, this one says.
+    made += [p.stat().st_ctime for p in dist.glob("refit-agent-*/share/refit-agent/parts.json")]
+    files = [p for s in SOURCES for p in (ROOT / s).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    newest = max(files, key=lambda p: p.stat().st_mtime)
+    return newest if made and newest.stat().st_mtime > min(made) else None
+
+
 def build_packages(dist: Path, output: Path, *options: str) -> list[Path]:
     """Run the build as a user would; gives the packages, core first."""
     command = [sys.executable, BUILD, "--dist", dist, "--output", output, *options]

@@ -17,11 +17,12 @@ import pytest
 import yaml
 
 from chroots import make_chroot
-from debian_packages import build_packages
+from debian_packages import build_packages, newer_source
 from fleet_peers import FLEET
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ROOT = FLEET.parents[1]
+DIST = ROOT / "dist"
 TOOLS = ("ca-certificates", "python3", "python3-apt", "rclone", "skopeo", "umoci")
 
 
@@ -93,11 +94,16 @@ def make_machine(root: Path) -> Machine:
 def packages(work: Path) -> tuple[list[Path], list[Path]]:
     """The packages to install, and what of this machine they need.
 
-    The real ones are those in dist/, or in the folder that REFIT_AGENT_DIST names, or are made from what is there.
-    Without any, it is a package whose refit-agent runs from this source tree in the tests' own Python.
+    The real ones are those in dist/, or in the folder that REFIT_AGENT_DIST names, or are made from what is there;
+    never any that are older than the sources. Without any, it is a package whose refit-agent runs from this source tree
+    in the tests' own Python. Skips where REFIT_AGENT_DIST names what is too old.
     """
     given = os.environ.get("REFIT_AGENT_DIST")
-    found = sorted(Path(given or ROOT / "dist").glob("*.deb"))
+    dist = Path(given or DIST)
+    newer = newer_source(dist)
+    if given and newer:
+        pytest.skip(f"what is in {dist} was made before {newer.relative_to(ROOT)} was changed: build it anew")
+    found = [] if newer else sorted(dist.glob("*.deb"))
     if given and not found:
         found = build_packages(Path(given), work, "--level", "0")
     if found:

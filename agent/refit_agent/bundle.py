@@ -10,12 +10,14 @@ from refit_agent import settings
 from refit_agent.errors import (
     BundleFileMismatch,
     BundleFileMissing,
+    BundleFileUnreadable,
     BundleMissing,
     ManifestInvalid,
     SignatureMissing,
     UnknownModel,
     UnsafePath,
 )
+from refit_agent.errors.bundle import file_error, is_machine_s_fault
 from refit_agent.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest, Model, decode_manifest
 
 MANIFEST_NAME = "bundle.json"
@@ -57,7 +59,7 @@ class Bundle:
         as is ``to_make``, and neither asks this machine's setting: nothing of the bundle is going to be used here.
 
         Raises:
-            BundleMissing, ManifestInvalid, ManifestTooNew, UnsafePath.
+            BundleMissing, BundleFileUnreadable, ManifestInvalid, ManifestTooNew, UnsafePath.
             SignatureMissing, SignatureInvalid, VerifierMissing: only with ``public_keys``, or that setting.
             SettingInvalid: a settings file is not what it must be.
         """
@@ -79,7 +81,10 @@ class Bundle:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise BundleMissing(bundle=root, detail=_os_words(error, name)) from error
+            detail = error.strerror or str(error)
+            if is_machine_s_fault(error):
+                raise BundleFileUnreadable(path=name, detail=detail) from error
+            raise BundleMissing(bundle=root, detail=f"{detail} ({name})") from error
         if public_keys is not None:
             # Before anything in it is believed, and of the very bytes that are decoded below.
             from refit_agent.signature import require_signature
@@ -102,6 +107,7 @@ class Bundle:
 
         Raises:
             BundleFileMissing: not there, or not a regular file.
+            BundleFileUnreadable: nothing says that it is not there.
             BundleFileMismatch: another size than the manifest says.
             UnsafePath: a symbolic link leads out of the bundle.
         """
@@ -110,7 +116,7 @@ class Bundle:
             real = os.path.realpath(path, strict=True)
             status = os.stat(real)
         except OSError as error:
-            raise BundleFileMissing(path=path, detail=_os_words(error, path)) from error
+            raise file_error(path, error) from error
         root = os.path.realpath(self.root)
         if not is_inside(real, root):
             raise UnsafePath(
@@ -146,10 +152,6 @@ def is_inside(path: str, root: str) -> bool:
         return os.path.commonpath((root, path)) == root
     except ValueError:  # another drive
         return False
-
-
-def _os_words(error: OSError, path: str) -> str:
-    return f"{error.strerror or error} ({path})"
 
 
 def _not_text(path: str) -> bool:

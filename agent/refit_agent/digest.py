@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 from typing import BinaryIO
 
-from refit_agent.errors import BundleFileMismatch, BundleFileMissing
+from refit_agent.errors import BundleFileMismatch
+from refit_agent.errors.bundle import file_error
 from refit_agent.manifest import FileRef
 
 #: Large enough that hashing runs at the memory's speed, small enough to stay in the processor's cache.
@@ -60,13 +61,13 @@ def verify_file(
     """Check that ``path`` holds exactly what the manifest describes, and is the file that was ``expected`` there.
 
     Raises:
-        BundleFileMissing: it cannot be read.
+        BundleFileMissing, BundleFileUnreadable: it cannot be read.
         BundleFileMismatch: another size or another SHA-256.
     """
     try:
         found, size = hash_file(path, on_bytes, expected)
     except OSError as error:
-        raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
+        raise file_error(path, error) from error
     require_match(path, ref, found, size)
 
 

@@ -111,18 +111,11 @@ class Failures:
             until=now + lapse if passing else None,
             context=context,
         )
-        temporary = f"{self._folder}/{key}.{os.urandom(4).hex()}.tmp"
-        with contextlib.suppress(OSError):
-            os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            from refit_agent.leftovers import drop_leftovers  # not needed for a hit
+        from refit_agent.state_file import drop_leftovers, replace_file  # not needed for a hit
 
-            drop_leftovers(self._folder, "", ".tmp")
-            with open(temporary, "wb") as file:
-                file.write(msgspec.json.encode(failure))
-            os.replace(temporary, f"{self._folder}/{key}.json")
-            return
+        drop_leftovers(self._folder, "", ".tmp")  # of other keys too, which nobody may ever write again
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            replace_file(f"{self._folder}/{key}.json", msgspec.json.encode(failure))
 
     def forget(self, key: str) -> None:
         """Try the candidate again from now on."""

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from refit_agent.bundle import Bundle
+from refit_agent.cache.disk import write_error
 from refit_agent.cache.entry import SCHEMA, Entry, EntryFile
 from refit_agent.cache.locks import key_lock
-from refit_agent.cache.store import Lease, Store, write_error
-from refit_agent.cache.upkeep import PARTIAL, make_room, sweep, verify
+from refit_agent.cache.store import Lease, Store
+from refit_agent.cache.upkeep import PARTIAL, make_room, sweep
+from refit_agent.cache.verify import verify
 from refit_agent.errors import (
     BundleFileMissing,
     Cancelled,

@@ -39,15 +39,20 @@ def level() -> str:
 def want(at: str | None = None) -> None:
     """Note that this process is one of our programs, and at which level it is to speak; costs nothing.
 
-    None means what was noted before, or REFIT_AGENT_LOG_LEVEL. A wrong value there is no reason not to work: it counts as "warning".
+    None means what was noted before, or REFIT_AGENT_LOG_LEVEL. A wrong value there is no reason not to work: it counts
+    as "warning", and that is said, once.
     """
     global _wanted
     if at is None and _wanted is not None:
         return
     try:
         _wanted = at or level()
-    except SettingInvalid:
+    except SettingInvalid as error:
         _wanted = _DEFAULT
+        # The plain logger: structlog is slow to import, and is set up by what has been noted here.
+        import logging
+
+        logging.getLogger(__name__).warning("%s %r is taken in its place.", error, _DEFAULT)
 
 
 def set_up(*, as_json: bool | None = None, logger_factory: Callable[..., WrappedLogger] | None = None) -> None:
@@ -80,7 +85,7 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
     if _wanted is not None:
         set_up()
-    if structlog.is_configured():
+    if _done:  # not whenever structlog is configured: a host's own may print to its standard output
         logger: FilteringBoundLogger = structlog.get_logger(name, module=name)
         return logger
     import logging

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from refit_agent.bundle import Bundle
+from refit_agent.cache.disk import write_error
 from refit_agent.cache.entry import SCHEMA, Entry, EntryFile, encode_entry
 from refit_agent.cache.locks import key_lock
-from refit_agent.cache.store import TEMPORARY, Lease, Store, write_error
+from refit_agent.cache.store import TEMPORARY, Lease, Store
 from refit_agent.cache.upkeep import default_quota, keep_quota, make_room, sweep
 from refit_agent.errors import BundleFileMismatch, Cancelled, EntryDamaged, WeightsNotIdentical
 from refit_agent.fetch import Fetching, forget_fetched, locate_weights

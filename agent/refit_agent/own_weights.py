@@ -9,7 +9,8 @@ from typing import NamedTuple
 import msgspec
 
 from refit_agent.digest import hash_file
-from refit_agent.errors import BundleError, BundleFileMissing, OwnWeightsInvalid
+from refit_agent.errors import BundleError, BundleFileMissing, BundleFileUnreadable, OwnWeightsInvalid
+from refit_agent.errors.bundle import file_error
 from refit_agent.manifest import FileRef, Model
 from refit_agent.refit.messages import Located
 from refit_agent.weights import OnnxWeights
@@ -53,7 +54,8 @@ def own_weights(path: str | os.PathLike[str]) -> OwnWeights:
         return _own_weights(path)
     except BundleError as error:
         # The bundle is sound; its reader must not be sent to reinstall the app.
-        detail = f"{error.facts['detail']}." if isinstance(error, BundleFileMissing) else str(error)
+        of_file = isinstance(error, (BundleFileMissing, BundleFileUnreadable))
+        detail = f"{error.facts['detail']}." if of_file else str(error)
         raise OwnWeightsInvalid(path=os.fspath(path), detail=detail) from error
 
 
@@ -71,7 +73,7 @@ def _located(path: str, name: str) -> Located:
     try:
         digest, size = hash_file(path)
     except OSError as error:
-        raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
+        raise file_error(path, error) from error
     if len(name) > _LONGEST_NAME:
         # The worker takes no longer names than the manifest's; cut off, two of them could be one.
         name = hashlib.sha256(name.encode()).hexdigest()

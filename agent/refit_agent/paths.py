@@ -25,10 +25,13 @@ class Home(NamedTuple):
     state: str
 
 
-def home(environ: Mapping[str, str] | None = None) -> Home:
-    """The roots for this process's environment (or for ``environ``). Raises SettingInvalid, for a settings file."""
+def home(environ: Mapping[str, str] | None = None, *, user_file: bool = True) -> Home:
+    """The roots for this process's environment (or for ``environ``); ``user_file`` as for `settings.find`.
+
+    Raises SettingInvalid, for a settings file.
+    """
     env = os.environ if environ is None else environ
-    cache = cache_dir(env)
+    cache = cache_dir(env, user_file=user_file)
     root = env.get(HOME_VARIABLE)
     if cache and root:
         return Home(cache, os.path.join(os.path.abspath(os.path.expanduser(root)), "state"))

@@ -58,4 +58,5 @@ def _is_ours(folder: str) -> bool:
 def _below_state(name: str) -> str:
     from refit_agent import paths  # what it imports is needed here only
 
-    return os.path.join(paths.home().state, "run", name)
+    # Where the cache is, which the user's settings file may say, is of no interest here.
+    return os.path.join(paths.home(user_file=False).state, "run", name)

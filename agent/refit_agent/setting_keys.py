@@ -68,7 +68,11 @@ def parse_size(text: str, name: str = "the size") -> int:
 def _size(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise WrongForm
-    return parse_size(str(value))
+    text = str(value).strip()
+    # Somebody who writes 20 does not mean 20 bytes, in which no engine would stay.
+    if text.isdecimal() and len(text) < 5 and int(text):
+        raise WrongForm
+    return parse_size(text)
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -55,11 +55,14 @@ class Found(NamedTuple):
 
 
 _BELOW_ENVIRONMENT: tuple[settings_file.Kind, ...] = ("user", "machine")
+_BELOW_USER: tuple[settings_file.Kind, ...] = ("machine",)
 _said: set[tuple[str, str]] = set()
 
 
-def find(name: str, environ: Mapping[str, str] | None = None) -> Found:
+def find(name: str, environ: Mapping[str, str] | None = None, *, user_file: bool = True) -> Found:
     """The setting of that name as it is now, for this process's environment (or for ``environ``).
+
+    Without ``user_file`` it is what it would be if the user had no settings file.
 
     Raises:
         SettingInvalid: a file, or the value that decides, is not what it must be.
@@ -71,7 +74,7 @@ def find(name: str, environ: Mapping[str, str] | None = None) -> Found:
     found = _from_environment(name, env)
     if found is not None:
         return found
-    for kind in _BELOW_ENVIRONMENT:
+    for kind in _BELOW_ENVIRONMENT if user_file else _BELOW_USER:
         file = _file(kind, env)
         if file is not None and name in file.values:
             return _from_file(name, file)
@@ -130,9 +133,9 @@ def _decoded(name: str, value: object, where: str, shown: object) -> object:
 # ---------------------------------------------------------------- the settings, one by one
 
 
-def cache_dir(environ: Mapping[str, str] | None = None) -> str | None:
-    """The cache's folder, absolute, or None for the system's place."""
-    found = find("cache_dir", environ)
+def cache_dir(environ: Mapping[str, str] | None = None, *, user_file: bool = True) -> str | None:
+    """The cache's folder, absolute, or None for the system's place; ``user_file`` as for `find`."""
+    found = find("cache_dir", environ, user_file=user_file)
     if found.value is None or found.place == HOME_VARIABLE:
         return None if found.value is None else str(found.value)
     return _expanded(str(found.value), by_account=found.kind == "policy")

@@ -72,7 +72,7 @@ def _perform(out: int, job: Job | FetchJob) -> Event:
     except RefitAgentError as error:
         return Failed(code=error.code, facts=plain_facts(error.facts))
     except OSError as error:
-        from refit_agent.cache.store import write_error
+        from refit_agent.cache.disk import write_error
 
         if isinstance(error.filename, str) and not error.filename.startswith(job.staging):
             # Something was not read; "the cache cannot be written" would send its reader astray.

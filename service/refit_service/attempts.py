@@ -13,6 +13,7 @@ import time
 import msgspec
 
 from refit_agent.errors import RefitAgentError
+from refit_agent.state_file import drop_leftovers, replace_file
 from refit_service.protocol import WarmFailure
 
 _FILE = "warm.json"
@@ -28,10 +29,10 @@ class Attempts:
     """Failures by (bundle, model, target). Used by the event loop's thread alone."""
 
     def __init__(self, state: str) -> None:
-        self._state = state
         self._path = os.path.join(state, _FILE)
         self._failures: dict[Target, WarmFailure] = {}
         self._before: dict[Target, WarmFailure | None] = {}
+        drop_leftovers(state, f"{_FILE}.", ".tmp")
         damaged = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
         with contextlib.suppress(OSError, *damaged), open(self._path, "rb") as file:
             self._failures = {(f.bundle, f.model, f.target): f for f in _decoder.decode(file.read())}
@@ -108,18 +109,9 @@ class Attempts:
         self._save(lasting=True)
 
     def _save(self, *, lasting: bool = False) -> None:
-        temporary = f"{self._path}.{os.urandom(4).hex()}.tmp"
-        try:
-            os.makedirs(self._state, mode=0o700, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(msgspec.json.encode(list(self._failures.values())))
-                if lasting:  # what is about to begin may take the whole machine down, driver and all
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(temporary, self._path)
-        except OSError:  # a full disk costs a repeated try after the next start
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        # Lasting: what is about to begin may take the whole machine down, driver and all.
+        with contextlib.suppress(OSError):  # a full disk costs a repeated try after the next start
+            replace_file(self._path, msgspec.json.encode(list(self._failures.values())), lasting=lasting)
 
 
 def _wait_after_s(tries: int) -> float:

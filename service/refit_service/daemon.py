@@ -12,11 +12,13 @@ from aiohttp import web
 
 from refit_agent import paths
 from refit_agent.cache.store import Store
+from refit_agent.cache.verify import Verdict
 from refit_agent.errors import RefitAgentError
 from refit_agent.service_socket import IN_SERVICE_VARIABLE, VARIABLE, socket_path
 from refit_service import logbook, systemd
 from refit_service.apart import learn_machine
 from refit_service.app import make_app
+from refit_service.content_checks import ContentChecks
 from refit_service.jobs import Job, Jobs
 from refit_service.leases import LeaseBook
 from refit_service.listening import BACKLOG, Listening, listen
@@ -24,7 +26,7 @@ from refit_service.metrics import Tally
 from refit_service.now_and_then import NowAndThen
 from refit_service.page.on_demand import PageOnDemand
 from refit_service.registry import Registry
-from refit_service.state import Service, note_error, note_job
+from refit_service.state import Service, note_damage, note_error, note_job
 from refit_service.threads import in_thread
 from refit_service.transport import Doorkeeper
 from refit_service.warm import Warmer
@@ -88,6 +90,12 @@ async def _serve(listening: Listening) -> None:
 
     jobs = Jobs(leases, on_end)
     warmer = Warmer(registry, jobs, home.state, report)
+
+    def on_damage(verdict: Verdict) -> None:
+        log.warning("cached engine is damaged", key=verdict.key, detail=verdict.fault, moved_to=verdict.set_aside)
+        note_damage(tally, warmer, verdict)
+
+    checks = ContentChecks(store, jobs, home.state, on_damage, report)
     service = Service(
         home,
         store,
@@ -117,6 +125,7 @@ async def _serve(listening: Listening) -> None:
     await in_thread(lambda: learn_machine(home), "detect")
     server = await loop.create_server(door, sock=listening.sock.dup(), backlog=BACKLOG)
     warmer.start()
+    checks.start()
     watchdog = asyncio.create_task(_feed_watchdog())
     systemd.notify("READY=1")
     log.info("the service listens", path=listening.path, pid=os.getpid())
@@ -129,6 +138,7 @@ async def _serve(listening: Listening) -> None:
         jobs.stopping = True
         await service.page.close()
         await warmer.stop()
+        await checks.stop()
         gone = await jobs.stop(_PATIENCE_S, _DEADLINE_S)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(runner.cleanup(), _DEADLINE_S)

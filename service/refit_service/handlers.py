@@ -7,15 +7,15 @@ import asyncio
 import msgspec
 from aiohttp import web
 
-from refit_agent.cache.upkeep import list_entries, prune, verify
+from refit_agent.cache.upkeep import list_entries, prune
+from refit_agent.cache.verify import verify
 from refit_agent.cli.cache_document import entry_document, quota
 from refit_agent.cli.explain_document import explain_document
-from refit_agent.errors import EntryDamaged
 from refit_agent.gpu.detect import detect
 from refit_service.bodies import json_response, one_of, read_json
 from refit_service.openapi import document
 from refit_service.protocol import BundleList, Health, PruneRequest, RegisterRequest, RenewRequest, VerifyRequest
-from refit_service.state import SERVICE, note_error
+from refit_service.state import SERVICE, note_damage
 from refit_service.threads import in_thread
 
 #: Work on the whole cache: one at a time, since each reads every file.
@@ -105,11 +105,9 @@ async def verify_cache(request: web.Request) -> web.Response:
 
     async with _upkeep:
         verdicts = await in_thread(lambda: verify(store, body.keys), "verify")
-    aside = [verdict for verdict in verdicts if verdict.set_aside]
-    for verdict in aside:
-        note_error(service.tally, EntryDamaged(key=verdict.key, detail=verdict.fault))
-    if aside:
-        service.warmer.look_again()
+    for verdict in verdicts:
+        if verdict.set_aside:
+            note_damage(service.tally, service.warmer, verdict)
     entries = [{"key": v.key, "ok": not v.fault, "fault": v.fault, "set_aside": v.set_aside} for v in verdicts]
     return json_response({"cache": store.root, "ok": not any(v.fault for v in verdicts), "entries": entries})
 

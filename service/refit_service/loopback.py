@@ -19,6 +19,7 @@ import msgspec
 from refit_agent.client.http import Answer, Head, Malformed, Whom, request_bytes
 from refit_agent.client.loopback import BUSY, HOST, MOST_BYTES, PROOF_HEADER, Place, connect, read_place
 from refit_agent.errors import ServiceRunning, ServiceUnreachable, SocketUnusable
+from refit_agent.state_file import drop_leftovers
 from refit_service.gate import Gate
 
 if sys.platform == "win32":
@@ -76,6 +77,8 @@ def listen_at_port(path: str, backlog: int) -> PortListening:
     lock = _lock(path)
     try:
         _check_replaceable(path)
+        folder, name = os.path.split(path)
+        drop_leftovers(folder, f"{name}.", ".tmp")
         sock = _bind(path, backlog)
         try:
             place = Place(port=sock.getsockname()[1], token=_secret(), proof=_secret(), pid=os.getpid())

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from refit_agent.errors import (
     BundleError,
+    BundleFileUnreadable,
     CacheError,
     DeviceError,
     NoSuchBundle,
@@ -23,6 +24,7 @@ from refit_service.protocol import PROBLEM_TYPE, Problem, problem
 _STATUS: tuple[tuple[type[RefitAgentError], int], ...] = (
     (NoSuchLease, 404),
     (NoSuchBundle, 404),
+    (BundleFileUnreadable, 503),  # of this machine, and perhaps of this moment
     (BundleError, 422),
     (SelectionError, 422),
     (SettingInvalid, 400),

@@ -10,9 +10,10 @@ import time
 import msgspec
 
 from refit_agent.bundle import MANIFEST_NAME, Bundle, is_inside
-from refit_agent.cache.store import write_error
+from refit_agent.cache.disk import write_error
 from refit_agent.errors import NoSuchBundle, SettingInvalid
 from refit_agent.settings import register_from
+from refit_agent.state_file import drop_leftovers, replace_file
 from refit_service.protocol import BundleRecord
 
 _FILE = "bundles.json"
@@ -31,6 +32,7 @@ class Registry:
     def load(self) -> str:
         """Read what was registered before. A text says why that was not possible: the file is then set aside
         and the registry begins empty, since a service that does not start helps no app."""
+        drop_leftovers(self._state, f"{_FILE}.", ".tmp")
         try:
             with open(self._path, "rb") as file:
                 records = _decoder.decode(file.read())
@@ -114,17 +116,10 @@ class Registry:
         return _absolute(bundle)
 
     def _save(self, records: dict[str, BundleRecord]) -> None:
-        temporary = f"{self._path}.{os.urandom(4).hex()}.tmp"
         try:
-            os.makedirs(self._state, mode=0o700, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(list(records.values())), indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
+            data = msgspec.json.format(msgspec.json.encode(list(records.values())), indent=1)
+            replace_file(self._path, data, lasting=True)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
             raise write_error(error, self._path) from error
         self._records = records
 

@@ -14,6 +14,7 @@ from refit_agent import __version__, paths
 from refit_agent.cache.entry import ENTRY_NAME
 from refit_agent.cache.store import Store
 from refit_agent.cache.upkeep import default_quota
+from refit_agent.cache.verify import Verdict
 from refit_agent.errors import EntryDamaged, RefitAgentError
 from refit_agent.settings import cache_quota
 from refit_service.jobs import Job, Jobs
@@ -106,6 +107,12 @@ def note_error(tally: Tally, error: BaseException) -> None:
     message = str(error) if isinstance(error, RefitAgentError) else type(error).__name__
     tally.failures[code] += 1
     tally.errors.append(SeenError(when=time.time(), code=code, message=message[:2000]))
+
+
+def note_damage(tally: Tally, warmer: Warmer, verdict: Verdict) -> None:
+    """An engine was set aside: it is told once, and made anew if a registered bundle needs it."""
+    note_error(tally, EntryDamaged(key=verdict.key, detail=verdict.fault))
+    warmer.look_again()
 
 
 def note_job(tally: Tally, store: Store, job: Job) -> None:

@@ -11,6 +11,7 @@ import pytest
 from bundles import edit, make_bundle
 from refit_agent import explain
 from refit_agent.authoring.errors import AuthoringMissing
+from refit_agent.cli import doctor_checks
 from refit_agent.errors import FetchLibraryMissing, RuntimeMissing, ServiceMissing, VerifierMissing, advice
 
 
@@ -42,6 +43,18 @@ def test_the_folder_has_no_pip(in_folder: None) -> None:
     for kind in (FetchLibraryMissing, AuthoringMissing):
         assert "one installed with pip can" in kind(detail="").hint
     assert advice.suited("too old: pip install -U 'refit-agent[cpu]'.") == "too old: update refit-agent with its part onnxruntime."  # fmt: skip
+
+
+def test_a_part_of_itself_that_is_missing(in_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What doctor says of an installation that lacks a library: the folder has no pip to put it back."""
+    monkeypatch.setattr(doctor_checks, "_requirements", lambda: ["no-such-library>=1"])
+    found = doctor_checks._versions()
+    assert found.status == "fail" and "no-such-library" in found.summary
+    assert "pip" not in found.advice and "new copy of the folder" in found.advice
+    assert ("apt reinstall" in found.advice) == (sys.platform == "linux")
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    advice.in_folder.cache_clear()
+    assert doctor_checks._versions().advice == "Reinstall it: pip install --force-reinstall refit-agent"
 
 
 def test_elsewhere_it_is_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import errno
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bundles import MODEL, edit, model_of
 from refit_agent.bundle import Bundle
+from refit_agent.digest import verify_file
 from refit_agent.errors import (
     BundleFileMismatch,
     BundleFileMissing,
+    BundleFileUnreadable,
     BundleMissing,
     ManifestInvalid,
     UnknownModel,
     UnsafePath,
 )
 from refit_agent.manifest import MAX_MANIFEST_BYTES, FileRef
+from refit_agent.weights import OnnxWeights
 
 
 def test_a_bundle_opens_by_its_folder_and_by_its_manifest(sound_bundle: Path) -> None:
@@ -116,3 +122,41 @@ def test_the_manifest_error_names_the_manifest(bundle: Path) -> None:
         Bundle.open(bundle)
     assert str(bundle / "bundle.json") in str(info.value)
     assert "$.models[" in str(info.value)
+
+
+@pytest.fixture
+def no_more_files() -> Iterator[None]:
+    """This process has as many files open as it may."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_process_that_has_no_more_files_does_not_call_any_missing(sound_bundle: Path, no_more_files: None) -> None:
+    """Whoever reads that must not reinstall the app, nor fetch a file that is there."""
+    onnx = sound_bundle / "models" / "mlp.onnx"
+    for attempt in (Bundle.open, OnnxWeights, lambda path: verify_file(str(path), _ref("mlp.onnx"))):
+        with pytest.raises(BundleFileUnreadable, match="Too many open files") as info:
+            attempt(sound_bundle if attempt == Bundle.open else onnx)
+        assert "try again" in info.value.hint
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.ENFILE])
+def test_a_disk_that_fails_does_not_make_a_file_missing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Neither the manifest nor a file that it names."""
+    opened = Bundle.open(bundle)
+
+    def fail(path: str, *args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os.path, "realpath", fail)
+    with pytest.raises(BundleFileUnreadable, match=os.strerror(number)):
+        opened.locate(_ref("data"))
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(BundleFileUnreadable, match=r"bundle\.json"):
+        Bundle.open(bundle)

@@ -6,7 +6,15 @@ import string
 import pytest
 
 from refit_agent import errors
-from refit_agent.errors import BundleError, RefitAgentError, UnsafePath, error_classes, from_wire
+from refit_agent.errors import (
+    BundleError,
+    DiskFull,
+    GpuMemoryShort,
+    RefitAgentError,
+    UnsafePath,
+    error_classes,
+    from_wire,
+)
 
 CLASSES = sorted(error_classes().values(), key=lambda kind: kind.code)
 
@@ -59,6 +67,16 @@ def test_every_error_names_an_exit_code_and_its_branch(kind: type[RefitAgentErro
 def test_a_missing_fact_does_not_hide_the_error() -> None:
     """A fact that was not given shows as its name in angle brackets."""
     assert "<path>" in str(UnsafePath(owner="o", detail="d"))
+
+
+def test_sizes_are_for_people_in_the_sentence_and_numbers_in_the_facts() -> None:
+    """Nobody counts the digits of 2254857830; programs get them all the same."""
+    full = DiskFull(path="/d", free_bytes=5 << 20, needed_bytes=2254857830)
+    assert str(full) == "The disk that holds /d has 5.0 MiB free, and 2.1 GiB is needed."
+    assert full.facts == {"path": "/d", "free_bytes": 5242880, "needed_bytes": 2254857830}
+    assert str(DiskFull(path="/d", free_bytes=0, needed_bytes="more")).endswith("has 0 B free, and more is needed.")
+    short = GpuMemoryShort(gpu="cuda:0", free_bytes=1 << 30, needed_bytes=3 << 30, short_bytes=2 << 30)
+    assert str(short) == "GPU cuda:0 has 1.0 GiB of memory free, and 3.0 GiB is needed: 2.0 GiB short."
 
 
 def test_a_fact_may_have_any_name() -> None:

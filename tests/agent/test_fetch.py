@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import os
 import shutil
@@ -15,9 +16,11 @@ import pytest
 from bundles import MODEL, edit, make_bundle, model_of
 from refit_agent import ensure_engine, fetch
 from refit_agent.cache.store import Store
-from refit_agent.cache.upkeep import clear, list_entries, verify
+from refit_agent.cache.upkeep import clear, list_entries
+from refit_agent.cache.verify import verify
 from refit_agent.errors import (
     BundleFileMissing,
+    BundleFileUnreadable,
     Cancelled,
     FetchFailed,
     FetchForbidden,
@@ -532,6 +535,24 @@ def test_a_missing_file_without_a_url_is_what_it_was(bundle: Path) -> None:
     edit(bundle, lambda d: model_of(d)["engines"][0].update(url="https://example.org/plan"))
     with pytest.raises(ManifestInvalid, match="only the ONNX file"):
         ensure_engine(bundle, MODEL)
+
+
+def test_a_file_that_is_there_and_cannot_be_read_now_is_not_fetched(
+    remote: Path, peer: Peer, sound_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gigabytes over the network mend neither a failing disk nor a process with too many files open."""
+    shutil.copy(sound_bundle / ONNX, remote / ONNX)
+    real = os.path.realpath
+
+    def fail(path: Any, *args: Any, **options: Any) -> str:
+        if str(path).endswith(ONNX) and options:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return str(real(path, *args, **options))
+
+    monkeypatch.setattr(os.path, "realpath", fail)
+    with pytest.raises(BundleFileUnreadable, match="Input/output error"):
+        ensure_engine(remote, MODEL, service=False)
+    assert peer.ranges == []
 
 
 def test_nothing_is_fetched_for_a_bundle_that_lacks_something_else(remote: Path, peer: Peer) -> None:

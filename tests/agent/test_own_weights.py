@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -122,6 +123,20 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
     """By its absolute path."""
     with pytest.raises(OwnWeightsInvalid, match=r"none\.onnx"):
         own_weights(tmp_path / "none.onnx")
+
+
+def test_a_model_that_cannot_be_read_now_is_not_called_the_bundle_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader would look for the fault in the app."""
+    write_model(tmp_path / "m.onnx", {"w": ""})
+
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr("refit_agent.own_weights.hash_file", fail)
+    with pytest.raises(OwnWeightsInvalid, match=r"m\.onnx cannot be used: Input/output error\.$"):
+        own_weights(tmp_path / "m.onnx")
 
 
 def test_a_missing_external_file_is_named(tmp_path: Path) -> None:

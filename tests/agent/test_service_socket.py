@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from refit_agent.service_socket import is_loopback, socket_path
+from settings_files import SettingsFiles
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,17 @@ def test_without_a_runtime_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr("refit_agent.service_socket._is_ours", lambda folder: True)
     assert socket_path() == f"/run/user/{os.geteuid()}/refit-agent/agent.sock"
     monkeypatch.setattr("refit_agent.service_socket._is_ours", lambda folder: False)
+    assert socket_path() == str(tmp_path / "refit-agent" / "run" / "agent.sock")
+
+
+def test_a_broken_settings_file_of_the_user_hides_no_service(
+    monkeypatch: pytest.MonkeyPatch, files: SettingsFiles, tmp_path: Path
+) -> None:
+    """It may say where the cache is, which is not asked here: 'uninstall' has to find the service all the same."""
+    monkeypatch.delenv("REFIT_AGENT_HOME")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("refit_agent.service_socket._is_ours", lambda folder: False)
+    files.user("cache_dir = ")
     assert socket_path() == str(tmp_path / "refit-agent" / "run" / "agent.sock")
 
 

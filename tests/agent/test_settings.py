@@ -40,6 +40,18 @@ def test_each_layer_counts_more_than_the_one_below(files: SettingsFiles, monkeyp
     assert settings.cache_quota() == 3 << 30
 
 
+def test_the_user_s_file_can_be_left_out(files: SettingsFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By those who have to go on although it is broken; the machine's word stays."""
+    monkeypatch.delenv("REFIT_AGENT_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files.user("cache_dir = ")
+    assert paths.home(user_file=False).cache == f"{tmp_path}/refit-agent"
+    files.machine('cache_dir = "/scratch/engines"')
+    assert paths.home(user_file=False).cache == "/scratch/engines"
+    with pytest.raises(SettingInvalid):
+        paths.home()
+
+
 @pytest.mark.parametrize(
     ("name", "toml", "value"),
     [
@@ -112,6 +124,8 @@ def test_a_variable_that_is_set_to_nothing_says_nothing(
     [
         ("cache_quota", '"lots"'),
         ("cache_quota", "-1"),
+        ("cache_quota", "20"),
+        ("cache_quota", '"9999"'),
         ("cache_quota", "true"),
         ("cache_quota", "1979-05-27"),
         ("fetch", '"https"'),

@@ -18,7 +18,8 @@ import pytest
 from entries import key_of, put
 from refit_agent.cache.locks import key_lock, lock_path, try_key_lock
 from refit_agent.cache.store import Store
-from refit_agent.cache.upkeep import prune, verify
+from refit_agent.cache.upkeep import prune
+from refit_agent.cache.verify import verify
 
 if sys.platform == "win32" or os.geteuid() != 0:
     pytest.skip("becoming another user needs root", allow_module_level=True)

@@ -14,7 +14,7 @@ import onnxruntime
 from bundles import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL
 from refit_agent import Engine, ensure_engine
 from refit_agent.cache.store import Store
-from refit_agent.cache.upkeep import Verdict, verify
+from refit_agent.cache.verify import Verdict, verify
 
 
 class Victim:

@@ -26,7 +26,7 @@ from fakes_tensorrt import FakeTensorRt, build_driver, plan, write_package
 from refit_agent import ensure_engine, paths
 from refit_agent.authoring.demo_bundle import demo_model
 from refit_agent.cache.store import Store
-from refit_agent.cache.upkeep import verify
+from refit_agent.cache.verify import verify
 from refit_agent.weight_map import Prototype, resolve
 from refit_agent.weights import OnnxWeights
 

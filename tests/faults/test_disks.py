@@ -13,7 +13,8 @@ import pytest
 from bundles import MODEL
 from refit_agent import ensure_engine
 from refit_agent.cache.store import Store
-from refit_agent.cache.upkeep import sweep, verify
+from refit_agent.cache.upkeep import sweep
+from refit_agent.cache.verify import verify
 from refit_agent.errors import CacheUnwritable, DiskFull
 from refit_agent.progress import Progress
 

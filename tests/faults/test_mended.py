@@ -15,11 +15,12 @@ from bundles import MODEL, make_bundle
 from entries import key_of
 from refit_agent import ensure_engine
 from refit_agent.cache import upkeep
+from refit_agent.cache.disk import free_bytes, write_error
 from refit_agent.cache.locks import key_lock, try_key_lock
-from refit_agent.cache.store import Store, free_bytes, write_error
+from refit_agent.cache.store import Store
 from refit_agent.errors import CacheUnwritable, DiskFull, WorkerCrashed
 from refit_agent.failures import Failures
-from refit_agent.leftovers import drop_leftovers
+from refit_agent.state_file import drop_leftovers
 
 from .scenes import estimate, size_of
 

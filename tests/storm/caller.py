@@ -11,6 +11,7 @@ import traceback
 
 from refit_agent import Engine, ensure_engine
 from refit_agent.cache import upkeep
+from refit_agent.cache.verify import verify
 from refit_agent.errors import WorkerCrashed
 
 from .board import Board
@@ -78,7 +79,7 @@ def _upkeep(ground: Ground, board: Board, slot: int, rng: random.Random) -> None
         upkeep.prune(ground.store, board.quota)
         board.add(slot, "pruned")
     if rng.random() < _VERIFIED_SHARE:
-        for verdict in upkeep.verify(ground.store):
+        for verdict in verify(ground.store):
             if verdict.fault:
                 raise Violated(f"verify says of {verdict.key}: {verdict.fault}")
         board.add(slot, "verified")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from refit_agent import ensure_engine
 from refit_agent.cache import upkeep
+from refit_agent.cache.verify import verify
 from refit_agent.errors import RefitAgentError
 
 from .conductor import Outcome
@@ -124,7 +125,7 @@ def _is_gone(start: Start, ground: Ground) -> bool:
 
 def _in_quiet(ground: Ground, outcome: Outcome) -> list[str]:
     """What is there is sound, and nobody holds it; each engine can be had once more, within the quota."""
-    broken = [f"verify: {verdict.fault}" for verdict in upkeep.verify(ground.store) if verdict.fault]
+    broken = [f"verify: {verdict.fault}" for verdict in verify(ground.store) if verdict.fault]
     _, kept = upkeep.clear(ground.store)
     broken += [f"{key} is leased, and all have ended" for key in kept]
     os.environ["REFIT_AGENT_CACHE_QUOTA"] = str(outcome.narrow_quota)

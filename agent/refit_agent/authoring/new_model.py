@@ -15,7 +15,7 @@ from refit_agent.authoring.errors import ModelUnsupported, NameTaken, NameUnusab
 from refit_agent.authoring.places import MODELS, Places, inside, require_folder_name
 from refit_agent.authoring.sources import copy_hashed, hash_source, link_hashed, source_size
 from refit_agent.authoring.steps import Steps
-from refit_agent.errors import BundleFileMissing, OnnxError
+from refit_agent.errors import BundleFileMissing, BundleFileUnreadable, OnnxError
 from refit_agent.manifest import FileRef, Manifest, Model, path_fault, url_fault
 from refit_agent.progress import ProgressCallback
 from refit_agent.settings import DEFAULT_PROTOCOLS
@@ -163,7 +163,7 @@ def _model_files(onnx: str) -> list[_File]:
             _ = weights.model  # reads every tensor's place, so that all external files are known
             located = dict(_locations(weights))
             found = weights.external_files()
-    except BundleFileMissing as error:
+    except (BundleFileMissing, BundleFileUnreadable) as error:
         raise ModelUnsupported(path=onnx, detail=f"it cannot be read: {error.facts.get('detail')}") from error
     except OnnxError as error:
         # Some hints are for users of a bundle that was damaged on its way to them.

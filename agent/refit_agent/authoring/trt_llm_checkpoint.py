@@ -26,7 +26,7 @@ from refit_agent.authoring.trt_llm_folder import (
     read_json,
     require_mapping,
 )
-from refit_agent.errors import BundleFileMissing
+from refit_agent.errors import BundleFileMissing, BundleFileUnreadable
 from refit_agent.manifest import path_fault
 from refit_agent.weights.safetensors import SafetensorsWeights
 
@@ -132,7 +132,7 @@ def _tensors(checkpoint: Checkpoint, names: tuple[str, ...]) -> dict[str, str]:
     try:
         with closing(SafetensorsWeights(*map(checkpoint.place, names))) as weights:
             return {tensor: ref.file.name for tensor, ref in weights.items()}
-    except BundleFileMissing as error:
+    except (BundleFileMissing, BundleFileUnreadable) as error:
         raise SourceUnreadable(path=str(error.facts["path"]), detail=str(error.facts["detail"])) from error
 
 

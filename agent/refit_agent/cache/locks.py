@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from refit_agent.cache.store import Store, write_error
+from refit_agent.cache.disk import write_error
+from refit_agent.cache.store import Store
 from refit_agent.errors import CacheBusy, CacheUnwritable
 
 _POLL_S = 0.02

@@ -9,14 +9,11 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from refit_agent.cache.disk import write_error
 from refit_agent.cache.entry import ENTRY_NAME, Entry, decode_entry, encode_entry, files_fault
 from refit_agent.digest import fsync_folder
-from refit_agent.errors import CacheError, CacheInsecure, CacheUnwritable, DiskFull
-
-if TYPE_CHECKING:
-    import shutil
+from refit_agent.errors import CacheInsecure, CacheUnwritable
 
 if sys.platform == "win32":
     from refit_agent.cache import _windows as _platform
@@ -28,11 +25,11 @@ QUARANTINE = "quarantine"
 _MAX_ENTRY_BYTES = 1 << 20
 _LOOKUP_TRIES = 5
 #: What opening says of a name under which there is no file: nothing, or a folder, a link, a socket.
-_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO)
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP)
 #: What renaming a folder says of a name that is taken: by another folder, or by what is none.
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.ENOTDIR)
 #: The process or the machine is out of something: no reason to call an entry damaged.
-_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
+NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Engines made by refit-agent; safe to delete.\n"
 
 
@@ -98,7 +95,7 @@ class Store:
                 missing = f"{ENTRY_NAME} is missing"
                 continue
             except OSError as error:
-                if error.errno in _NOT_ITS_FAULT:
+                if error.errno in NOT_ITS_FAULT:
                     raise CacheUnwritable(path=name, detail=error.strerror) from error
                 return f"{ENTRY_NAME} cannot be opened: {error.strerror}"
             lease = Lease(fd)
@@ -304,7 +301,7 @@ def _read(fd: int, key: str) -> Entry | str:
     try:
         data = os.read(fd, min(os.fstat(fd).st_size + 1, _MAX_ENTRY_BYTES))
     except OSError as error:  # a folder has its name, or the disk cannot read it any more
-        if error.errno in _NOT_ITS_FAULT:
+        if error.errno in NOT_ITS_FAULT:
             raise CacheUnwritable(path=ENTRY_NAME, detail=error.strerror) from error
         return f"{ENTRY_NAME} cannot be read: {error.strerror}"
     return decode_entry(data, key)
@@ -339,45 +336,6 @@ def _move(folder: str, place: str) -> None:
         except OSError:
             os.chmod(folder, stat.S_IMODE(mode))
             raise
-
-
-def write_error(error: OSError, path: str) -> CacheError:
-    """Our error for a failed write below the cache."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = 0
-        with contextlib.suppress(CacheUnwritable):
-            free = free_bytes(path)
-        return DiskFull(path=path, free_bytes=free, needed_bytes="more")
-    return CacheUnwritable(path=error.filename or path, detail=error.strerror or str(error))
-
-
-def existing_parent(path: str) -> str:
-    """``path`` itself or its nearest parent that exists."""
-    while not os.path.exists(path) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    return path
-
-
-def free_bytes(path: str) -> int:
-    """Bytes that this user can still write on the disk that holds ``path`` or its nearest parent.
-
-    Raises CacheUnwritable, for a disk that does not say.
-    """
-    return _disk(path).free
-
-
-def disk_bytes(path: str) -> int:
-    """Bytes of the whole disk that holds ``path`` or its nearest parent. Raises as `free_bytes`."""
-    return _disk(path).total
-
-
-def _disk(path: str) -> shutil._ntuple_diskusage:
-    import shutil  # not needed for a hit, and slow to import
-
-    try:
-        return shutil.disk_usage(existing_parent(path))
-    except OSError as error:
-        raise CacheUnwritable(path=path, detail=error.strerror or str(error)) from error
 
 
 def _same_file(fd: int, name: str) -> bool:

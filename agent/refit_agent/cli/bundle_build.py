@@ -13,6 +13,7 @@ import click
 from refit_agent.cli import output, stop
 from refit_agent.cli.ensure import LazyView, lazy_view
 from refit_agent.cli.group import json_option
+from refit_agent.cli.option_types import Seconds
 from refit_agent.errors import RefitAgentError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _flag(*names: str, text: str) -> Callable[[Function], Function]:
 @click.option("--runtime", type=click.Choice(["tensorrt", "tensorrt-rtx"]), default="tensorrt", help="What builds, and will load it.")  # fmt: skip
 @click.option("--builder-version", default="", metavar="VERSION", help="Such as 10.16, where several are installed.")
 @click.option("--device", type=click.IntRange(min=0), metavar="N", help="The GPU to build on; by default the first.")
-@click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Longest time for one plan.")  # fmt: skip
+@click.option("--deadline", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="Longest time for one plan.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace files of these names.")
 @json_option
 def build(model: str, folder: str | None, as_json: bool, **given: Any) -> int:

@@ -92,7 +92,7 @@ def verify_command(as_json: bool) -> int:
     Example:
       refit-agent cache verify
     """
-    from refit_agent.cache.upkeep import verify
+    from refit_agent.cache.verify import verify
 
     store = _store()
     total = sum(c.size for c in list_entries(store))

@@ -9,7 +9,7 @@ import tempfile
 
 from refit_agent.authoring.demo_bundle import APP_ID, write_demo_bundle
 from refit_agent.bundle import MANIFEST_NAME, Bundle
-from refit_agent.cache.store import write_error
+from refit_agent.cache.disk import write_error
 from refit_agent.cli import stop
 from refit_agent.digest import verify_file
 from refit_agent.errors import BundleError, DiskFull, SettingInvalid

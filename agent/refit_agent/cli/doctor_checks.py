@@ -12,14 +12,15 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from refit_agent import __version__, logs, paths
-from refit_agent.cache.store import Store, free_bytes
+from refit_agent.cache.disk import free_bytes
+from refit_agent.cache.store import Store
 from refit_agent.cache.upkeep import DISK_MARGIN_BYTES, list_entries
 from refit_agent.cli.cache_document import is_leased, quota
 from refit_agent.cli.inspect_commands import driver_text
 from refit_agent.cli.output import count_text, size_text
 from refit_agent.cli.settings_document import all_files, all_settings
 from refit_agent.errors import RefitAgentError
-from refit_agent.errors.advice import suited
+from refit_agent.errors.advice import reinstall, suited
 from refit_agent.gpu.detect import detect
 from refit_agent.machine import Machine, version_tuple
 
@@ -93,7 +94,7 @@ def _versions() -> Check:
     lines = [f"{python} at {sys.executable}", platform.platform(), ", ".join(f"{n} {v}" for n, v in found.items())]
     facts: dict[str, object] = {"refit-agent": __version__, "python": platform.python_version(), "os": platform.platform(), "packages": found}  # fmt: skip
     if missing:
-        return Check("versions", "fail", f"missing: {', '.join(missing)}", tuple(lines), "Reinstall it: pip install --force-reinstall refit-agent", facts)  # fmt: skip
+        return Check("versions", "fail", f"missing: {', '.join(missing)}", tuple(lines), reinstall(), facts)  # fmt: skip
     return Check("versions", "ok", f"refit-agent {__version__}", tuple(lines), facts=facts)
 
 

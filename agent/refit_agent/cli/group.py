@@ -116,7 +116,19 @@ def invoke(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        return _report(error, as_json=output.wants_json(arguments))
+        return _report(_said_better(error, arguments), as_json=output.wants_json(arguments))
+
+
+def _said_better(error: click.ClickException, arguments: Sequence[str]) -> click.ClickException:
+    """The error; where ``--json`` stands before the command, as other programs have it, one that says where to put it."""
+    if not isinstance(error, click.NoSuchOption) or error.option_name != "--json":
+        return error
+    group = error.ctx
+    if group is None or not isinstance(group.command, click.Group):
+        return error
+    known = group.command.list_commands(group)
+    command = next((a for a in arguments[list(arguments).index("--json") :] if a in known), "COMMAND")
+    return click.UsageError(f"--json comes after the command: {group.command_path} {command} --json.", group)
 
 
 def _report(error: click.ClickException, *, as_json: bool) -> int:

@@ -10,6 +10,7 @@ import msgspec
 from refit_agent.cli import output
 from refit_agent.cli.explain_document import explain_document
 from refit_agent.cli.group import json_option
+from refit_agent.cli.option_types import Target
 from refit_agent.cli.public_keys import pinned_keys, public_key_option
 from refit_agent.errors.advice import suited
 from refit_agent.gpu.detect import detect
@@ -20,7 +21,7 @@ from refit_agent.machine import Gpu, Machine
 @click.argument("bundle", type=click.Path())
 @click.option("--model", help="This model alone; without it, every model of the bundle.")
 @click.option("--profile", help="A profile's name; without it, each model's default.")
-@click.option("--target", help="cpu, gpu, cuda:N or a GPU's UUID; without it, every target.")
+@click.option("--target", type=Target(), help="cpu, gpu, cuda:N or a GPU's UUID; without it, every target.")
 @public_key_option
 @json_option
 def explain(

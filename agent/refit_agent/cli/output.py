@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from refit_agent.errors import RefitAgentError
+from refit_agent.errors.base import size_text as size_text  # one of the words below
 
 DEBUG_VARIABLE = "REFIT_AGENT_DEBUG"
 _REPORT = f"This is a fault in refit-agent: please report it, with {DEBUG_VARIABLE}=1 set and the output of 'refit-agent doctor'."
@@ -131,16 +132,6 @@ def _traceback_if_wanted(error: Exception) -> None:
 
 
 # ---------------------------------------------------------------- words
-
-
-def size_text(count: int) -> str:
-    """Bytes for people: "3.1 MiB"."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def count_text(count: int, noun: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import click
 
 from refit_agent.bundle import Bundle
@@ -11,6 +9,7 @@ from refit_agent.cli import output, stop
 from refit_agent.cli.deadline import Deadline
 from refit_agent.cli.ensure import lazy_view
 from refit_agent.cli.group import json_option
+from refit_agent.cli.option_types import Seconds, Target
 from refit_agent.cli.path_command import print_path
 from refit_agent.cli.provision_in_lines import CommandInLines, provision_in_lines
 from refit_agent.cli.provision_run import ForPeople, InDocument, NoView, Options, provide_all
@@ -27,10 +26,10 @@ _TARGET_HELP = "cpu, gpu, cuda:N or a GPU's UUID; without it, whatever is best."
 @click.option("--model", help="This model alone; without it, every model of the bundle.")
 @click.option("--profile", help="A profile's name; without it, each model's default.")
 @click.option("--all-profiles", is_flag=True, help="Every profile of each model.")
-@click.option("--target", help=_TARGET_HELP + " 'all' means every distinct GPU.")
+@click.option("--target", type=Target(or_all=True), help=_TARGET_HELP + " 'all' means every distinct GPU.")
 @click.option("--weights", type=click.Path(), metavar="FILE", help="Take the weights from this ONNX file, of the same model.")  # fmt: skip
 @click.option("--retry", is_flag=True, help="Also try what failed on this machine before.")
-@click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Longest time for the whole command; without it, 900 for each engine.")  # fmt: skip
+@click.option("--deadline", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="Longest time for the whole command; without it, 900 for each engine.")  # fmt: skip
 @click.option("--background", is_flag=True, help="Work at idle priority.")
 @click.option("--progress", type=click.Choice(["auto", "json", "none"]), default="auto", show_default=True, help="json: a JSON line for every event on standard output, for installers; auto: for people, on standard error.")  # fmt: skip
 @public_key_option
@@ -64,8 +63,6 @@ def provision(
         raise click.UsageError("--profile and --all-profiles exclude each other.")
     if progress == "json" and as_json:
         raise click.UsageError("--json and --progress=json exclude each other.")
-    if deadline is not None and math.isnan(deadline):
-        raise click.UsageError("--deadline must be a number of seconds.")
     limit = Deadline(deadline)
 
     def opened() -> tuple[Bundle, Options]:
@@ -98,8 +95,8 @@ def provision(
 @click.argument("bundle", type=click.Path())
 @click.argument("model")
 @click.option("--profile", help="A profile's name; without it, the model's default.")
-@click.option("--target", help=_TARGET_HELP)
-@click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Longest time to make it.")  # fmt: skip
+@click.option("--target", type=Target(), help=_TARGET_HELP)
+@click.option("--deadline", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="Longest time to make it.")  # fmt: skip
 @click.option("--form", type=click.Choice(["plan", "onnx"]), default="plan", show_default=True, help="onnx: the file for ONNX Runtime's TensorRT execution provider.")  # fmt: skip
 @public_key_option
 @json_option

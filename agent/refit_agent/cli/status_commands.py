@@ -9,6 +9,7 @@ import msgspec
 
 from refit_agent.cli import output, stop
 from refit_agent.cli.group import json_option
+from refit_agent.cli.option_types import Seconds
 from refit_agent.client.messages import JobStatus, Status
 from refit_agent.client.sync import ServiceClient
 
@@ -64,7 +65,7 @@ def _job_text(job: JobStatus) -> str:
 
 @click.command(short_help="Follow what the service is making.")
 @click.option("--until-idle", is_flag=True, help="End when nothing is being made any more.")
-@click.option("--every", type=click.FloatRange(min=0.05, max=3600), default=0.5, show_default=True, metavar="SECONDS", help="How often to ask.")  # fmt: skip
+@click.option("--every", type=Seconds(min=0.05, max=3600), default=0.5, show_default=True, metavar="SECONDS", help="How often to ask.")  # fmt: skip
 @json_option
 def watch(until_idle: bool, every: float, as_json: bool) -> int:
     """Follow the service's work, one line for each change, until Ctrl+C.

@@ -13,10 +13,11 @@ from refit_agent.cli import output, stop
 from refit_agent.cli.group import json_option
 from refit_agent.cli.removal import Removal
 from refit_agent.cli.service_stop import Stopped, jobs_of_service, stop_service
-from refit_agent.errors import CacheUnwritable, EnginesInUse, StateInsecure
+from refit_agent.errors import CacheUnwritable, EnginesInUse, SettingInvalid, StateInsecure
 from refit_agent.service_socket import socket_path
 
 _SHOWN = 20
+_ELSEWHERE = "The cache was taken to be {}; if that file names another folder for it, that one was left."
 _PROGRAM = "refit-agent itself stays: remove it with what installed it (apt, the app's uninstaller, pip)."
 
 
@@ -38,7 +39,8 @@ def uninstall(purge: bool, force: bool, yes: bool, as_json: bool) -> int:
     """
     if force and not purge:
         raise click.UsageError("--force belongs to --purge.")
-    home, place = paths.home(), socket_path()
+    home, unread = _home()
+    place = socket_path()
     _require_own(home.state)
     if not yes and not _agreed(home, purge=purge):
         return 1
@@ -58,11 +60,27 @@ def uninstall(purge: bool, force: bool, yes: bool, as_json: bool) -> int:
         if purge:
             removal.cache(store, force=force)
             removal.file(settings_file.path_of("user"))
+    warnings = [f"{unread} {_ELSEWHERE.format(home.cache)}"] if unread else []
     if as_json:
-        output.emit_json(_document(removal, stopped, home, purge=purge))
+        output.emit_json({**_document(removal, stopped, home, purge=purge), "warnings": warnings})
     else:
         _say(removal, stopped, home, purge=purge)
+        for warning in warnings:
+            output.emit(f"warning: {warning}")
     return CacheUnwritable.exit_code if removal.left else 0
+
+
+def _home() -> tuple[paths.Home, str]:
+    """The folders, and what is wrong with the user's settings file, if anything is: it goes too, and must not keep
+    anybody from removing the rest.
+
+    Raises:
+        SettingInvalid: the policy, the environment or the machine's file is not what it must be.
+    """
+    try:
+        return paths.home(), ""
+    except SettingInvalid as error:
+        return paths.home(user_file=False), str(error)
 
 
 def _require_own(state: str) -> None:

@@ -15,6 +15,7 @@ from refit_agent.cli.group import json_option
 from refit_agent.cli.public_keys import pinned_keys, public_key_option
 from refit_agent.digest import require_match
 from refit_agent.errors import BundleError, BundleFileMissing
+from refit_agent.errors.bundle import file_error
 from refit_agent.hash_files import FileHash, hash_files
 from refit_agent.manifest import FileRef, unknown_fields
 from refit_agent.progress import Progress
@@ -160,7 +161,7 @@ def _locate(bundle: Bundle, ref: FileRef) -> str | BundleError:
 def _fault(path: str, ref: FileRef, found: FileHash | OSError) -> BundleError | None:
     """What is wrong with a file that was found to have this hash and size."""
     if isinstance(found, OSError):
-        return BundleFileMissing(path=path, detail=found.strerror or str(found))
+        return file_error(path, found)
     try:
         require_match(path, ref, *found)
     except BundleError as error:

@@ -24,7 +24,10 @@ from refit_agent.progress import ProgressMeter
 #: Errors that working in-process finds again within a millisecond if they are true here too. The service may
 #: run with another environment, or in a container that lacks the bundle's folder.
 _THE_SERVICE_S_OWN = (SelectionError, ServiceError, SettingInvalid)
-_UNSEEN = ("bundle-missing", "bundle-file-missing", "manifest-invalid", "unknown-model", "unknown-profile")
+_UNSEEN = frozenset({
+    "bundle-missing", "bundle-file-missing", "bundle-file-unreadable", "manifest-invalid", "unknown-model",
+    "unknown-profile",
+})  # fmt: skip
 
 
 @contextlib.contextmanager

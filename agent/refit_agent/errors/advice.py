@@ -20,6 +20,16 @@ def in_folder() -> bool:
     return os.path.realpath(__file__).startswith(os.path.join(lib, "refit_agent", ""))
 
 
+def reinstall() -> str:
+    """How to put right an installation that lacks a part of itself."""
+    if not in_folder():
+        return "Reinstall it: pip install --force-reinstall refit-agent"
+    words = "Put a new copy of the folder of refit-agent in the place of this one"
+    if sys.platform == "linux":
+        words += "; if it came as a package: apt reinstall refit-agent"
+    return words + "."
+
+
 def suited(text: str) -> str:
     """The text; in the standalone folder with other words in place of "pip install 'refit-agent[cpu]'" and the like."""
     before, found, rest = text.partition(_UPGRADE if _UPGRADE in text else _PIP)

@@ -12,12 +12,23 @@ class _Facts(dict[str, object]):
         return f"<{key}>"
 
 
+def size_text(count: int) -> str:
+    """Bytes for people: "3.1 MiB"."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
 class RefitAgentError(Exception):
     """Base of every error raised on purpose; catch it to catch them all.
 
     Attributes:
         code: stable kebab-case name of the situation.
-        facts: what the sentence was built from; JSON-compatible values.
+        facts: what the sentence was built from; JSON-compatible values. Those whose names end in ``_bytes`` are
+            numbers here, and sizes for people in the sentence.
         hint: what the reader can do, or "".
     """
 
@@ -36,7 +47,8 @@ class RefitAgentError(Exception):
             self.hint = suited(self.hint)
 
     def __str__(self) -> str:
-        return self.sentence.format_map(_Facts(self.facts))
+        shown = {k: size_text(v) if k.endswith("_bytes") and isinstance(v, int) else v for k, v in self.facts.items()}
+        return self.sentence.format_map(_Facts(shown))
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.facts))

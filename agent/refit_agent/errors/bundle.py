@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 from refit_agent.errors.base import RefitAgentError, SettingInvalid
+
+#: The process or the machine is out of something, or the disk fails: no reason to call a file missing.
+_NOT_ITS_FAULT = (
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT,
+)  # fmt: skip
 
 
 class OwnWeightsInvalid(SettingInvalid):
@@ -62,6 +69,25 @@ class VerifierMissing(BundleError):
 class BundleFileMissing(BundleError):
     code = "bundle-file-missing"
     sentence = "The bundle's file {path} is missing or cannot be read: {detail}."
+
+
+class BundleFileUnreadable(BundleError):
+    """Nothing says that the file is missing or wrong: this process or this machine cannot read it now."""
+
+    code = "bundle-file-unreadable"
+    sentence = "The bundle's file {path} cannot be read now: {detail}."
+    advice = "Close programs, or check the disk, and try again: nothing says that the bundle itself is at fault."
+
+
+def is_machine_s_fault(error: OSError | ValueError) -> bool:
+    """Whether a failure to open or read a file says nothing of the file itself."""
+    return getattr(error, "errno", None) in _NOT_ITS_FAULT
+
+
+def file_error(path: str, error: OSError | ValueError) -> BundleFileMissing | BundleFileUnreadable:
+    """Our error for a bundle's file that was not opened or not read; ValueError is what a name with a NUL gets."""
+    kind = BundleFileUnreadable if is_machine_s_fault(error) else BundleFileMissing
+    return kind(path=path, detail=getattr(error, "strerror", None) or str(error))
 
 
 class BundleFileMismatch(BundleError):

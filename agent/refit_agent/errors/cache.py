@@ -30,7 +30,7 @@ class StateInsecure(CacheError):
 
 class DiskFull(CacheError):
     code = "disk-full"
-    sentence = "The disk that holds {path} has {free_bytes} bytes free and {needed_bytes} are needed."
+    sentence = "The disk that holds {path} has {free_bytes} free, and {needed_bytes} is needed."
     advice = "Free space on the disk, run 'refit-agent cache prune', or point REFIT_AGENT_HOME elsewhere."
 
 

@@ -26,7 +26,7 @@ class RuntimeChanged(DeviceError):
 
 class GpuMemoryShort(DeviceError):
     code = "gpu-memory-short"
-    sentence = "GPU {gpu} has {free_bytes} bytes of memory free and {needed_bytes} are needed: {short_bytes} short."
+    sentence = "GPU {gpu} has {free_bytes} of memory free, and {needed_bytes} is needed: {short_bytes} short."
     advice = "Close other programs that use the GPU and try again."
 
 

@@ -54,7 +54,9 @@ def remember(state: str, fingerprint: str, machine: Machine | None) -> bool:
         os.makedirs(state, mode=0o700, exist_ok=True)
         if not _ours(os.stat(state), writable_by=stat.S_IWOTH):
             return False
-        _replace(os.path.join(state, FILE), msgspec.json.encode(kept[:KEPT]))
+        from refit_agent.state_file import replace_file  # readers do not need it
+
+        replace_file(os.path.join(state, FILE), msgspec.json.encode(kept[:KEPT]))
     except OSError:
         # A read-only or full disk costs time at the next start, never the engine.
         return False
@@ -90,20 +92,3 @@ def _ours(seen: os.stat_result, writable_by: int) -> bool:
         # The state folder lies in the user's profile; its access list is not looked at.
         return True
     return seen.st_uid == os.geteuid() and not seen.st_mode & writable_by
-
-
-def _replace(path: str, data: bytes) -> None:
-    # Imported late: readers do not need it.
-    import tempfile
-
-    from refit_agent.leftovers import drop_leftovers  # not needed for a hit
-
-    drop_leftovers(os.path.dirname(path), FILE + ".")
-    fd, temporary = tempfile.mkstemp(prefix=FILE + ".", dir=os.path.dirname(path))  # mode 0600
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

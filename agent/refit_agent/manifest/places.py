@@ -23,7 +23,7 @@ def path_fault(path: str) -> str:
 
     Symbolic links are not seen here: `bundle.Bundle.locate` checks them when it opens.
     """
-    if "\0" in path or any(ord(c) < 32 for c in path):
+    if not path.isprintable() and any(ord(c) < 32 for c in path):
         return "holds a control character"
     if "\\" in path:
         return "holds a backslash; use forward slashes"

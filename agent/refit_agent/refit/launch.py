@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from refit_agent.cache.store import write_error
+from refit_agent.cache.disk import write_error
 from refit_agent.errors import RefitAgentError, RefitError, WorkerCrashed, WorkerTimeout, from_wire
 from refit_agent.refit import worker_process
 from refit_agent.refit.messages import Done, Failed, FetchJob, Job, Phase, encoder, event_decoder

@@ -10,26 +10,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import posixpath
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-import msgspec
-
-from refit_agent.digest import Identity, hash_file, identity_of, require_identity, require_match, verify_file
+from refit_agent.digest import Identity, hash_file, require_match
 from refit_agent.errors import (
     BundleFileMismatch,
-    BundleFileMissing,
     CacheUnwritable,
     PlanInvalid,
     PlanRefused,
     WeightsMismatch,
-    WeightUnsupported,
 )
 from refit_agent.manifest import Plan
-from refit_agent.refit.messages import Done, FileResult, Job, Located, Phase
+from refit_agent.refit.inputs import (
+    check_of,
+    golden_files,
+    identities,
+    open_model,
+    open_weights,
+    require_checked_files,
+    require_unchanged,
+    weight_files,
+    with_own_runtime,
+)
+from refit_agent.refit.messages import Done, FileResult, Job, Phase
 from refit_agent.refit.same_model import require_same_model
 from refit_agent.refit.unpack import PlanImage, unpack_checked
 from refit_agent.refit.verify import BackgroundChecks
@@ -81,11 +86,11 @@ def run(job: Job, report: Report) -> Done:
     clock = _Clock(report, len(job.engine.plans))
     checks = BackgroundChecks()
     with clock.phase("start"):
-        before = _identities(job)
-        checks.start("weights", [_check_of(f, before) for f in _weight_files(job)])
-        checks.start("golden", [_check_of(f, before) for f in (*_golden_files(job), *job.base)])
+        before = identities(job)
+        checks.start("weights", [check_of(f, before) for f in weight_files(job)])
+        checks.start("golden", [check_of(f, before) for f in (*golden_files(job), *job.base)])
         # Its runtime is code: checked before it is used, as the plan is, which native code parses.
-        runtime = load_runtime(_with_own_runtime(job, before))
+        runtime = load_runtime(with_own_runtime(job, before))
     files: list[WrittenFile] = []
     asked: set[str] = set()
     for clock.part, (path, plan) in enumerate(_plans(job)):
@@ -97,7 +102,7 @@ def run(job: Job, report: Report) -> Done:
         files += _write_config(job)
         how, error = _checked(runtime, job, files, step)
         # Hashing and use open a file each: an update between the two would be published under the old hash.
-        changed = [path for path, identity in _identities(job).items() if identity != before[path]]
+        changed = [path for path, identity in identities(job).items() if identity != before[path]]
         if changed:
             raise BundleFileMismatch(path=changed[0], detail="it changed while the engine was made")
     return _done(files, runtime, how, error, clock.seconds)
@@ -124,10 +129,10 @@ def _make(
             image.close()
         try:
             with clock.phase("map"):
-                weights = _open_weights(job, plan)
+                weights = open_weights(job, plan)
                 stack.callback(weights.close)
                 sources = _sources(opened, weights, job)
-                _require_unchanged(weights, before)
+                require_unchanged(weights, before)
             with clock.phase("refit") as on_weights:
                 _set_all(opened, sources, on_weights)
                 opened.refit()
@@ -152,77 +157,10 @@ def _plans(job: Job) -> list[tuple[str, Plan]]:
     return list(zip((job.plan, *job.ranks), job.engine.plans, strict=True))
 
 
-def _weight_files(job: Job) -> tuple[Located, ...]:
-    return job.safetensors if job.weights is None else (job.weights, *job.external)
-
-
-def _golden_files(job: Job) -> Iterator[Located]:
-    for data in job.golden:
-        yield from data.inputs.values()
-        yield from data.outputs.values()
-    for inputs in job.smoke_inputs:
-        yield from inputs.values()
-
-
-def _identities(job: Job) -> dict[str, tuple[int, ...]]:
-    """What tells each of the bundle's files from another one that takes its name, or from itself after a change."""
-    paths = [job.plan, *job.ranks, *(f.path for f in (*_weight_files(job), *job.base, *_golden_files(job)))]
-    if job.lean_runtime:
-        paths.append(job.lean_runtime)
-    if job.config is not None:
-        paths.append(job.config.path)
-    found: dict[str, tuple[int, ...]] = {}
-    for path in paths:
-        try:
-            s = os.stat(path)
-        except OSError as error:
-            raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
-        found[path] = identity_of(s)
-    return found
-
-
-def _check_of(file: Located, before: Mapping[str, Identity]) -> Callable[[], None]:
-    return partial(verify_file, file.path, file.ref, expected=before[file.path])
-
-
-def _with_own_runtime(job: Job, before: Mapping[str, Identity]) -> Job:
-    """The job with a copy of the lean runtime that the bundle brings, and the copy's hash compared: the file itself
-    may be another one when it is loaded."""
-    if job.engine.lean_runtime is None:
-        return job
-    require_identity(job.lean_runtime, os.stat(job.lean_runtime), before[job.lean_runtime])
-    copy = f"{job.staging}.lean"
-    shutil.copyfile(job.lean_runtime, copy)
-    try:
-        verify_file(copy, job.engine.lean_runtime)
-    except BundleFileMismatch as error:
-        raise BundleFileMismatch(**{**error.facts, "path": job.lean_runtime}) from error
-    return msgspec.structs.replace(job, lean_runtime=copy)
-
-
-def _require_unchanged(weights: OnnxWeights | SafetensorsWeights, before: Mapping[str, Identity]) -> None:
-    """The maps that weights are taken from are of the files whose hashes are compared, whatever has their names."""
-    if isinstance(weights, SafetensorsWeights):
-        return  # by the comparison at the end alone
-    require_identity(str(weights.path), weights.opened, before[str(weights.path)])
-    real = {os.path.realpath(path): identity for path, identity in before.items()}
-    for path, opened in weights.external_opened().items():
-        if str(path) in real and real[str(path)][:3] != opened:
-            raise BundleFileMismatch(path=str(path), detail="it changed while the engine was made")
-
-
 def _check_plan(image: PlanImage, path: str, plan: Plan) -> None:
     expected = plan.plan_sha256
     if expected is not None and hashlib.sha256(image.view).hexdigest() != expected:
         raise PlanInvalid(path=path, detail=f"unpacked, its SHA-256 is not {expected}, which the manifest gives")
-
-
-def _open_weights(job: Job, plan: Plan) -> OnnxWeights | SafetensorsWeights:
-    """Where the plan takes its weights from."""
-    if job.weights is not None:
-        return _open_model((job.weights, *job.external), own=bool(job.base))
-    places = {f.ref.path: f.path for f in job.safetensors}
-    return SafetensorsWeights(*(places[path] for path in plan.safetensors or places))
 
 
 def _sources(opened: OpenedPlan, weights: OnnxWeights | SafetensorsWeights, job: Job) -> dict[str, WeightSource]:
@@ -230,9 +168,9 @@ def _sources(opened: OpenedPlan, weights: OnnxWeights | SafetensorsWeights, job:
     if isinstance(weights, SafetensorsWeights):
         return resolve_by_name(opened.wanted(), weights, job.engine.weight_map)
     sources = opened.sources(weights, job.engine.weight_map)
-    _require_checked_files(weights, job)
+    require_checked_files(weights, job)
     if job.base:
-        with _open_model(job.base) as base:
+        with open_model(job.base) as base:
             require_same_model(base, weights, {key for s in sources.values() for key in s.sources})
     return sources
 
@@ -243,26 +181,6 @@ def _require_asked(names: set[str], job: Job) -> None:
     if job.weights is None and strangers:
         detail = "the explicit weight map has an entry for it, and no plan asks for a weight of that name"
         raise WeightsMismatch(name=min(strangers), detail=detail)
-
-
-def _open_model(files: Sequence[Located], *, own: bool = False) -> OnnxWeights:
-    """The model whose ONNX file is the first, with its external files, which need not be beside it.
-
-    The caller's own weights are where they say that they are; their names are not the manifest's.
-    """
-    model, *external = files
-    folder = posixpath.dirname(model.ref.path) or "."
-    elsewhere = {} if own else {posixpath.relpath(f.ref.path, folder): f.path for f in external}
-    return OnnxWeights(model.path, elsewhere=elsewhere)
-
-
-def _require_checked_files(weights: OnnxWeights, job: Job) -> None:
-    """Weights come from files that the manifest lists, whose hashes are checked and stand in the key, and no others."""
-    checked = {os.path.realpath(f.path) for f in _weight_files(job)}
-    for file in weights.external_files():
-        if os.path.realpath(file) not in checked:
-            detail = f"it lies in {file}, which the manifest does not list among the model's external files"
-            raise WeightUnsupported(name="a weight", path=str(weights.path), detail=detail)
 
 
 def _set_all(opened: OpenedPlan, sources: Mapping[str, WeightSource], on_weights: Callable[[int, int], None]) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
 from refit_agent.digest import Identity, hash_open, require_identity, require_match
-from refit_agent.errors import BundleFileMissing, PlanInvalid, RefitError
+from refit_agent.errors import PlanInvalid, RefitError
+from refit_agent.errors.bundle import file_error
 from refit_agent.manifest import Plan
 
 #: A page on every machine we run on; all-zero stretches of this size cost neither time nor memory.
@@ -75,7 +76,7 @@ def unpack_checked(
 ) -> PlanImage:
     """As `unpack`, of the file that was ``expected`` there, its SHA-256 compared before a byte of it is parsed.
 
-    Raises also BundleFileMismatch, BundleFileMissing.
+    Raises also BundleFileMismatch, BundleFileMissing, BundleFileUnreadable.
     """
     try:
         # Hashed and unpacked through one descriptor: under the name there may be another file by then.
@@ -84,8 +85,8 @@ def unpack_checked(
             require_match(path, plan, *hash_open(file))
             file.seek(0)
             return _unpack(file, path, plan, on_bytes)
-    except FileNotFoundError as error:
-        raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
+    except OSError as error:
+        raise file_error(path, error) from error
 
 
 def unpack(path: str, plan: Plan, on_bytes: Callable[[int, int], None] | None = None) -> PlanImage:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from refit_agent.errors import OnnxExternalMissing, OnnxUnsafePath
+from refit_agent.errors.bundle import file_error, is_machine_s_fault
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -81,6 +82,7 @@ class ExternalFiles:
         Raises:
             OnnxUnsafePath: the location is not a relative path that stays inside the folder.
             OnnxExternalMissing: there is no such regular file, or it cannot be opened.
+            BundleFileUnreadable: nothing says that there is none.
         """
         known = self._files.get(location)
         if known is not None:
@@ -112,11 +114,13 @@ class ExternalFiles:
         return Path(real)
 
     def open(self, location: str, path: Path, at: int) -> tuple[int, os.stat_result]:
-        """A descriptor of a regular file, which the caller closes, and its facts."""
+        """A descriptor of a regular file, which the caller closes, and its facts. Raises as `find`."""
         try:
             # O_NOFOLLOW: a link put there after the check must not lead out of the folder
             handle, info = open_regular(path, getattr(os, "O_NOFOLLOW", 0))
         except OSError as error:
+            if is_machine_s_fault(error):
+                raise file_error(str(path), error) from error
             raise self.missing(location, at, error.strerror or str(error)) from error
         if handle is None:
             raise self.missing(location, at, "it is not a regular file")

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from refit_agent.errors import BundleFileMissing, OnnxMalformed, WeightUnsupported
+from refit_agent.errors import OnnxMalformed, WeightUnsupported
+from refit_agent.errors.bundle import file_error
 from refit_agent.weights.batch_norms import graph_batch_norms, node_graphs
 from refit_agent.weights.external import ExternalFiles, open_regular, release
 from refit_agent.weights.parse import GraphReader
@@ -52,7 +53,7 @@ class OnnxWeights(Mapping[str, WeightRef]):
         elsewhere: external files that lie somewhere else: absolute paths by location, without "." and "..".
 
     Raises:
-        BundleFileMissing: the model cannot be opened.
+        BundleFileMissing, BundleFileUnreadable: the model cannot be opened.
         OnnxMalformed: it is not a sound ONNX file (also from every later access).
         OnnxUnsafePath, OnnxExternalMissing: from access to a tensor with external data.
 
@@ -285,7 +286,7 @@ def _map_model(path: str) -> tuple[mmap.mmap, os.stat_result]:
     try:
         handle, info = open_regular(path)
     except OSError as error:
-        raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
+        raise file_error(path, error) from error
     if handle is None:
         raise OnnxMalformed(path=path, offset=0, detail="it is not a regular file")
     try:
@@ -293,7 +294,7 @@ def _map_model(path: str) -> tuple[mmap.mmap, os.stat_result]:
             raise OnnxMalformed(path=path, offset=0, detail="it is empty")
         return mmap.mmap(handle, 0, access=mmap.ACCESS_READ), info
     except OSError as error:
-        raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
+        raise file_error(path, error) from error
     finally:
         os.close(handle)
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import msgspec
 
 from refit_agent.errors import BundleFileMissing, SafetensorsMalformed
+from refit_agent.errors.bundle import file_error
 from refit_agent.weights.dtypes import TYPES, DataType
 from refit_agent.weights.external import open_regular, release
 from refit_agent.weights.records import Payload, WeightRef
@@ -91,7 +92,7 @@ class SafetensorsWeights(Mapping[str, WeightRef]):
     is alive, nobody may truncate a file.
 
     Raises:
-        BundleFileMissing: a file cannot be opened.
+        BundleFileMissing, BundleFileUnreadable: a file cannot be opened.
         SafetensorsMalformed: it is not sound, or two files have a tensor of one name.
 
     Any thread may use one object; ``close()`` must come last. Arrays stay valid after it.
@@ -158,7 +159,7 @@ class SafetensorsWeights(Mapping[str, WeightRef]):
             try:
                 self._maps[path] = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
             except OSError as error:
-                raise BundleFileMissing(path=str(path), detail=error.strerror or str(error)) from error
+                raise file_error(str(path), error) from error
         finally:
             os.close(handle)
         if len(self._maps[path]) < size:
@@ -192,7 +193,7 @@ def _open(path: Path) -> tuple[int, int]:
     try:
         handle, info = open_regular(path)
     except (OSError, ValueError) as error:
-        raise BundleFileMissing(path=str(path), detail=getattr(error, "strerror", None) or str(error)) from error
+        raise file_error(str(path), error) from error
     if handle is None:
         raise BundleFileMissing(path=str(path), detail="it is not a regular file")
     return handle, info.st_size

@@ -10,13 +10,9 @@ import pytest
 
 from entries import key_of, leased, put
 from refit_agent.cache import store as module
-from refit_agent.cache.store import Lease, Store, write_error
+from refit_agent.cache.disk import write_error
+from refit_agent.cache.store import Lease, Store
 from refit_agent.errors import CacheInsecure, CacheUnwritable, DiskFull
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "cache"))
 
 
 def found(store: Store, key: str) -> bool:
@@ -232,6 +228,18 @@ def test_damaged_entries_and_stray_files_can_be_removed(store: Store, damage: st
     assert os.listdir(f"{store.root}/tmp") == []
 
 
+def test_what_macos_says_of_a_socket_is_that_there_is_no_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux says something else of it; an entry with one in the place of its file can be removed on both."""
+    key = put(store, 1)
+
+    def refuse(name: str) -> int:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported on socket", name)
+
+    monkeypatch.setattr(module, "_open_to_claim", refuse)
+    assert store.remove(key)
+    assert list(store.list_keys()) == []
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="giving files away needs root")
 def test_a_cache_of_another_user_is_not_trusted(store: Store) -> None:
     """Neither looked into nor written to; the message names both users and the remedy."""
@@ -270,7 +278,7 @@ def test_errors_of_the_system_become_errors_of_the_cache() -> None:
     """A full disk says how much is free, anything else what happened where."""
     full = write_error(OSError(errno.ENOSPC, "No space left on device"), "/")
     assert isinstance(full, DiskFull)
-    assert "bytes free and more are needed" in str(full)
+    assert "free, and more is needed" in str(full)
     assert isinstance(write_error(OSError(errno.EDQUOT, "Quota exceeded"), "/"), DiskFull)
     other = write_error(OSError(errno.EROFS, "Read-only file system", "/cache/x"), "/cache")
     assert str(other) == "The cache cannot be written at /cache/x: Read-only file system."

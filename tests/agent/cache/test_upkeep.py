@@ -10,15 +10,11 @@ from entries import key_of, kill, leased, locked, put
 from refit_agent.cache import upkeep
 from refit_agent.cache.locks import key_lock, lock_path
 from refit_agent.cache.store import Store
-from refit_agent.cache.upkeep import clear, default_quota, list_entries, make_room, prune, sweep, verify
+from refit_agent.cache.upkeep import clear, default_quota, list_entries, make_room, prune, sweep
+from refit_agent.cache.verify import verify
 from refit_agent.errors import DiskFull
 
 ENDLESS = 1 << 60
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "cache"))
 
 
 def _size(store: Store) -> int:
@@ -188,34 +184,6 @@ def test_sweeping_a_cache_that_does_not_exist_does_nothing(store: Store) -> None
     assert not os.path.exists(store.root)
 
 
-def test_verification_finds_what_size_and_time_do_not_show(store: Store) -> None:
-    """The damaged entry is set aside, the sound one stays."""
-    sound, rotten = put(store, 1), put(store, 2)
-    plan = Path(store.folder(rotten), "plan")
-    status = plan.stat()
-    plan.write_bytes(b"x" * status.st_size)
-    os.utime(plan, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert isinstance(store.lookup(rotten), tuple), "a look-up does not see it"
-    read: list[int] = []
-    verdicts = {v.key: v for v in verify(store, on_bytes=read.append)}
-    assert sum(read) == 2000
-    assert verdicts[sound].fault == ""
-    assert "content of plan changed" in verdicts[rotten].fault
-    assert os.path.isdir(verdicts[rotten].set_aside)
-    assert list(store.list_keys()) == [sound]
-
-
 def test_the_default_quota_is_a_part_of_the_disk(store: Store) -> None:
     """Also before the cache exists."""
     assert 0 < default_quota(store) <= 32 << 30
-
-
-def test_verify_does_not_take_away_what_was_published_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found damaged, replaced by a sound one, and only then set aside: the sound one stays."""
-    key = put(store, 1)
-    monkeypatch.setattr(upkeep, "_content_fault", lambda *_: faults.pop())
-    faults = ["", "damaged"]
-    (verdict,) = upkeep.verify(store)
-    assert verdict.fault == "damaged"
-    assert verdict.set_aside == ""
-    assert isinstance(store.lookup(key), tuple)

@@ -43,8 +43,8 @@ def test_wrong_settings_fail(cli: Cli) -> None:
     """A setting that no command could use is a failed check, with what to do."""
     code, checks = _checks(cli, REFIT_AGENT_CACHE_QUOTA="lots")
     assert code == 1 and checks["settings"]["status"] == "fail" and checks["settings"]["advice"]
-    code, checks = _checks(cli, REFIT_AGENT_LOG_LEVEL="loud")
-    assert code == 1 and "REFIT_AGENT_LOG_LEVEL" in checks["settings"]["summary"]
+    ran = cli("doctor", REFIT_AGENT_LOG_LEVEL="loud")
+    assert ran.code == 1 and "FAIL settings: REFIT_AGENT_LOG_LEVEL is 'loud'" in ran.out
 
 
 def test_broken_folders_fail(cli: Cli) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+from .command import Cli
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:
@@ -19,6 +22,16 @@ def test_importing_sets_nothing_up() -> None:
     assert ran.stdout == ran.stderr == ""
 
 
+def test_a_level_that_is_none_is_said_once_and_hinders_nothing(cli: Cli, bundle: Path) -> None:
+    """Whoever set it would look in vain for the lines; a command that says more is not asked for its level."""
+    words = "REFIT_AGENT_LOG_LEVEL is 'loud', which is not one of debug, info, warning, error. 'warning' is taken in its place.\n"  # fmt: skip
+    for command in (["provision", bundle, "--progress", "none"], ["path", bundle, "classifier"], ["gpus", "--json"]):
+        ran = cli(*command, REFIT_AGENT_LOG_LEVEL="loud")
+        assert (ran.code, ran.err) == (0, words), command
+    assert cli("-v", "gpus", REFIT_AGENT_LOG_LEVEL="loud").err == ""
+    assert cli("gpus", REFIT_AGENT_LOG_LEVEL="").err == cli("gpus", REFIT_AGENT_LOG_LEVEL="ERROR").err == ""
+
+
 def test_in_a_host_app_lines_go_through_logging() -> None:
     """Silent by default; the host's own handlers get them with their fields."""
     ran = _run(
@@ -30,6 +43,15 @@ def test_in_a_host_app_lines_go_through_logging() -> None:
     )
     assert ran.stdout == ""
     assert ran.stderr == "refit_agent.make INFO 100% published key='abc'\n"
+
+
+def test_a_host_s_own_structlog_prints_none_of_our_lines() -> None:
+    """Its standard output may be a protocol."""
+    ran = _run(
+        "import structlog; structlog.configure(processors=[structlog.processors.JSONRenderer()])\n"
+        "from refit_agent.logs import get_logger; get_logger('refit_agent.make').warning('lost', key=1)"
+    )
+    assert ran.stdout == ran.stderr == ""
 
 
 def test_in_our_programs_lines_are_json_on_standard_error() -> None:

@@ -26,6 +26,7 @@ from refit_agent.cli import service_stop, uninstall_command
 from refit_agent.cli.removal import Removal
 from refit_agent.client.messages import JobStatus
 from refit_agent.errors import EnginesInUse, RefitAgentError, ServiceNotStopped
+from settings_files import SettingsFiles
 
 from .command import Cli
 
@@ -73,6 +74,18 @@ def serving(used: Cli) -> Iterator[Callable[[], int]]:
         process.communicate()
 
 
+@contextlib.contextmanager
+def an_app_with_an_engine(cli: Cli, bundle: Path) -> Iterator[None]:
+    """Another process that holds an engine of the bundle until the block ends."""
+    code = "import sys; from refit_agent import ensure_engine; e = ensure_engine(*sys.argv[1:]); print(); input()"
+    command = [sys.executable, "-c", code, str(bundle), "classifier"]
+    with subprocess.Popen(command, env=cli.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as app:
+        assert app.stdout is not None
+        assert app.stdout.readline() == "\n"
+        yield
+        app.communicate("\n")
+
+
 def everything(root: Path) -> list[str]:
     return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
 
@@ -82,7 +95,8 @@ def test_nothing_is_left_after_a_purge(used: Cli, serving: Callable[[], int], bu
     pid = serving()
     assert used("register", bundle).code == 0
     ran = used("uninstall", "--purge", "--yes", "--json")
-    assert ran.code == 0 and ran.err == "" and ran.document["left"] == ran.document["foreign"] == []
+    assert ran.code == 0 and ran.err == "" and ran.document["warnings"] == []
+    assert ran.document["left"] == ran.document["foreign"] == []
     assert ran.document["service"] == {"pid": pid, "units": [], "enabled_for_all": []}
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert everything(used.home) == [] and everything(tmp_path / "config") == []
@@ -100,6 +114,33 @@ def test_without_purge_engines_and_settings_stay(used: Cli, bundle: Path, tmp_pa
     assert "apt" in ran.out
     assert everything(used.cache) == before and not (used.home / "state").exists()
     assert (tmp_path / "config/refit-agent/settings.toml").exists()
+
+
+@pytest.mark.parametrize("text", ["cache_dir = \n", 'cache_dir = "relative"\n', "\0"])
+def test_a_broken_settings_file_of_the_user_keeps_nobody(
+    files: SettingsFiles, cli: Cli, bundle: Path, tmp_path: Path, text: str
+) -> None:
+    """It is one of the things that go. What it may have named as the cache is not known, and that is said."""
+    del cli.env["REFIT_AGENT_HOME"]
+    places = {f"XDG_{n}_HOME": str(tmp_path / n.lower()) for n in ("CACHE", "STATE")}
+    cli.env |= {**places, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "PATH": str(tmp_path)}
+    assert cli("provision", bundle).code == 0 and (tmp_path / "cache/refit-agent/engines").is_dir()
+    files.user(text)
+    assert cli("provision", bundle).code == 2
+    # An administrator's word about the cache is not to be passed over.
+    files.policy("cache_dir = ")
+    assert cli("uninstall", "--purge", "--yes").code == 2 and (tmp_path / "cache/refit-agent/engines").is_dir()
+    files.policy_path.unlink()
+    ran = cli("uninstall", "--purge", "--yes", "--json")
+    assert ran.code == 0 and ran.document["left"] == []
+    assert everything(tmp_path / "cache") == everything(tmp_path / "state") == []
+    assert not files.user_path.exists()
+    (warning,) = ran.document["warnings"]
+    assert str(files.user_path) in warning and f"taken to be {tmp_path}/cache/refit-agent" in warning
+    files.user_folder.mkdir(exist_ok=True)
+    files.user(text)
+    assert "warning: " in cli("uninstall", "--yes").out
+    assert files.user_path.exists()
 
 
 def test_what_is_not_ours_stays(used: Cli) -> None:
@@ -157,17 +198,7 @@ def test_a_linked_cache_is_not_followed(used: Cli, tmp_path: Path) -> None:
 
 def test_engines_in_use_are_not_taken_from_under_an_app(used: Cli, bundle: Path) -> None:
     """Nothing is removed then, unless --force says so."""
-    code = "import sys; from refit_agent import ensure_engine; e = ensure_engine(*sys.argv[1:]); print(); input()"
-    app = subprocess.Popen(
-        [sys.executable, "-c", code, str(bundle), "classifier"],
-        env=used.env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with app:
-        assert app.stdout is not None
-        app.stdout.readline()
+    with an_app_with_an_engine(used, bundle):
         before = everything(used.home)
         ran = used("uninstall", "--purge", "--yes", "--json")
         assert ran.code == 7 and ran.document["error"]["code"] == "engines-in-use"
@@ -175,7 +206,6 @@ def test_engines_in_use_are_not_taken_from_under_an_app(used: Cli, bundle: Path)
         assert everything(used.home) == before
         assert used("uninstall", "--purge", "--force", "--yes").code == 0
         assert everything(used.home) == []
-        app.communicate("\n")
 
 
 def test_an_engine_that_is_being_made_counts_as_in_use(used: Cli) -> None:
@@ -188,21 +218,10 @@ def test_an_engine_that_is_being_made_counts_as_in_use(used: Cli) -> None:
 def test_a_service_is_not_stopped_for_nothing(used: Cli, serving: Callable[[], int], bundle: Path) -> None:
     """With an engine in use it goes on, with the same process, and so do its units."""
     pid = serving()
-    code = "import sys; from refit_agent import ensure_engine; e = ensure_engine(*sys.argv[1:]); print(); input()"
-    app = subprocess.Popen(
-        [sys.executable, "-c", code, str(bundle), "classifier"],
-        env=used.env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with app:
-        assert app.stdout is not None
-        app.stdout.readline()
+    with an_app_with_an_engine(used, bundle):
         ran = used("uninstall", "--purge", "--yes", "--json")
         assert ran.code == 7 and ran.document["error"]["code"] == "engines-in-use"
         assert ServiceClient(str(used.home / "run/agent.sock")).status().pid == pid
-        app.communicate("\n")
     assert used("uninstall", "--purge", "--yes", "--json").document["service"]["pid"] == pid
 
 

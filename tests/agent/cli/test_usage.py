@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from refit_agent import __version__
+from refit_agent.cli.option_types import Target
 
 from .command import Cli
 
@@ -55,6 +56,53 @@ def test_root(cli: Cli) -> None:
     assert wrong.code == 2 and "No such command" in wrong.err and wrong.out == ""
     assert cli("frobnicate", "--json").document["error"]["code"] == "usage"
     assert cli("--json").document["error"]["code"] == "usage"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["--json", "gpus"], "refit-agent gpus --json"),
+        (["-v", "--json", "provision", "/x"], "refit-agent provision --json"),
+        (["cache", "--json", "list"], "refit-agent cache list --json"),
+        (["--json"], "refit-agent COMMAND --json"),
+    ],
+)
+def test_json_before_the_command(cli: Cli, arguments: list[str], where: str) -> None:
+    """Other programs take it there: this one says where it belongs."""
+    ran = cli(*arguments)
+    assert ran.code == 2 and ran.document["error"]["code"] == "usage"
+    assert ran.document["error"]["message"] == f"--json comes after the command: {where}."
+
+
+_TARGETS = [["provision", "/x"], ["path", "/x", "m"], ["explain", "/x"]]
+
+
+@pytest.mark.parametrize("command", _TARGETS, ids=lambda command: command[0])
+def test_a_target_that_is_none(cli: Cli, command: list[str]) -> None:
+    """A slip of the pen is wrong usage, and no word on what this machine has; every form is named."""
+    for text in ("banana", "", "cuda:", "cuda:x", "CPU", "0"):
+        ran = cli(*command, "--target", text)
+        assert ran.code == 2 and ran.out == "", text
+        assert all(form in ran.err for form in (repr(text), "cpu", "gpu", "cuda:N", "GPU-"))
+        assert ("or all" in ran.err) == (command[0] == "provision")
+    assert cli(*command, "--target", "all", "--json").code == (3 if command[0] == "provision" else 2)
+
+
+@pytest.mark.parametrize("text", ["cpu", "gpu", "cuda", "cuda:7", "GPU-1b2c", "gpu-1b2c", "MIG-GPU-1b2c/1/0"])
+def test_a_target_that_another_machine_may_have(text: str) -> None:
+    """Whether this one has it is for the selection to say."""
+    assert Target().convert(text, None, None) == text
+
+
+@pytest.mark.parametrize(
+    "command", [["provision", "/x", "--deadline"], ["path", "/x", "m", "--deadline"], ["watch", "--every"]], ids=lambda c: c[0]
+)  # fmt: skip
+def test_seconds_that_are_none(cli: Cli, command: list[str]) -> None:
+    """In words that nobody needs a programmer for; not a number is no number either."""
+    for text in ("abc", "nan", "1s", ""):
+        ran = cli(*command, text)
+        assert ran.code == 2 and f"{text!r} is not a number of seconds." in ran.err
+    assert "is not in the range" in cli(*command, "-1").err
 
 
 def test_json_after_the_end_of_options_is_an_argument(cli: Cli) -> None:

@@ -112,7 +112,7 @@ def test_short_memory_is_told_to_the_byte(driver: list[str], monkeypatch: pytest
     """What is free, what is needed, how much is short, and on which GPU."""
     needed = 1000 + 300 + _OVERHEAD
     monkeypatch.setenv("FAKE_CUDA_FREE", str(needed - 7))
-    with pytest.raises(GpuMemoryShort, match=r"GPU GPU-1 has .* 7 short") as info:
+    with pytest.raises(GpuMemoryShort, match=r"GPU GPU-1 has .* 7 B short") as info:
         open_context(job()).wait()
     assert info.value.facts == {"gpu": "GPU-1", "free_bytes": needed - 7, "needed_bytes": needed, "short_bytes": 7}
     monkeypatch.setenv("FAKE_CUDA_FREE", str(needed))

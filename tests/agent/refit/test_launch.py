@@ -239,7 +239,7 @@ def test_running_out_of_memory_is_said_in_words(job: Job, tmp_path: Path, evil_r
 def test_a_file_that_vanished_before_it_was_opened_is_missing(job: Job, tmp_path: Path, evil_runtime: Install) -> None:
     """As it would be if it had been missing from the beginning."""
     vanish = "lambda *_, **__: open('/opt/app/bundle/model.onnx')"
-    code = f"from refit_agent.refit import pipeline\npipeline.OnnxWeights = {vanish}\n"
+    code = f"from refit_agent.refit import inputs\ninputs.OnnxWeights = {vanish}\n"
     evil_runtime(code + REAL)
     with pytest.raises(BundleFileMissing, match=r"/opt/app/bundle/model\.onnx"):
         run(job, tmp_path)

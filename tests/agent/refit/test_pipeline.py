@@ -174,7 +174,7 @@ def test_a_plan_that_is_refused_says_so_while_its_hash_is_still_being_taken(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error of the plan is not replaced by one about a buffer in use."""
-    from refit_agent.refit import pipeline
+    from refit_agent.refit import inputs, pipeline
 
     class Slow:
         def __init__(self, view: memoryview | None = None) -> None:
@@ -195,7 +195,7 @@ def test_a_plan_that_is_refused_says_so_while_its_hash_is_still_being_taken(
         raise PlanRefused(runtime="r", version="v", path="p", detail="no such plan")
 
     monkeypatch.setattr(pipeline.hashlib, "sha256", Slow)
-    monkeypatch.setattr(pipeline, "verify_file", lambda *_, **__: None)
+    monkeypatch.setattr(inputs, "verify_file", lambda *_, **__: None)
     monkeypatch.setattr("refit_agent.refit.unpack.require_match", lambda *_: None)
     monkeypatch.setattr("refit_agent.runtimes.onnxruntime_cpu.OnnxRuntime.open", refuse)
     with pytest.raises(PlanRefused, match="no such plan"):
@@ -251,7 +251,7 @@ def test_progress_does_not_flood_the_parent(tmp_path: Path) -> None:
     assert len(events) < 20
 
 
-@pytest.mark.parametrize("moment", ["_open_weights", "unpack_checked"])
+@pytest.mark.parametrize("moment", ["open_weights", "unpack_checked"])
 def test_a_folder_exchanged_for_a_moment_changes_nothing_unseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

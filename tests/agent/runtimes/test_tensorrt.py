@@ -461,7 +461,7 @@ def test_an_engine_is_refitted_checked_and_served(place: Place, version: tuple[i
         ({"no_serialise": 1}, {}, RefitError, "out of memory"),
         ({"no_runtime": 1}, {}, DeviceFailed, "CUDA initialization failure"),
         ({}, {"FAKE_CUDA_FAIL": "cuInit"}, DeviceFailed, "CUDA_ERROR_NO_DEVICE"),
-        ({}, {"FAKE_CUDA_FREE": "1000"}, GpuMemoryShort, f"GPU {UUID} has 1000 bytes"),
+        ({}, {"FAKE_CUDA_FREE": "1000"}, GpuMemoryShort, f"GPU {UUID} has 1000 B of memory"),
     ],
 )
 def test_what_fails_in_the_worker_is_told_and_nothing_published(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import numpy as np
 import pytest
 
-from refit_agent.errors import OnnxExternalMissing, OnnxMalformed, OnnxUnsafePath
+from refit_agent.errors import BundleFileUnreadable, OnnxExternalMissing, OnnxMalformed, OnnxUnsafePath
 from refit_agent.weights import OnnxWeights
 
 from .onnx_bytes import external, graph, model, sub, tensor
@@ -231,3 +232,15 @@ def test_a_model_of_more_than_2_gib(tmp_path):
 
 def _five(value: int) -> bytes:
     return bytes(value >> 7 * i & 0x7F | (0x80 if i < 4 else 0) for i in range(5))
+
+
+def test_a_file_that_cannot_be_opened_now_is_not_called_missing(folder, monkeypatch):
+    path = write(folder, external(location="d.bin"))
+
+    def fail(name, *args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+
+    with OnnxWeights(path) as weights:
+        monkeypatch.setattr("refit_agent.weights.external.open_regular", fail)
+        with pytest.raises(BundleFileUnreadable, match=r"d\.bin.*Too many open files"):
+            weights["w"]

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from refit_agent.authoring.build.record import BuildRecord, RecordedFile, read_record
 from refit_agent.authoring.errors import OutputInTheWay, RecordInvalid
 from refit_agent.digest import hash_file
-from refit_agent.errors import BundleFileMismatch, BundleFileMissing, OnnxExternalMissing
+from refit_agent.errors import BundleFileMismatch, OnnxExternalMissing
+from refit_agent.errors.bundle import file_error
 from refit_agent.weights import OnnxWeights
 
 Identity = tuple[int, ...]
@@ -69,7 +70,7 @@ def _identity(path: str) -> Identity:
     try:
         s = os.stat(path)
     except OSError as error:
-        raise BundleFileMissing(path=path, detail=error.strerror or str(error)) from error
+        raise file_error(path, error) from error
     return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 

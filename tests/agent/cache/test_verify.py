@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from entries import put
+from refit_agent.cache import verify as module
+from refit_agent.cache.store import Store
+from refit_agent.cache.verify import verify
+from refit_agent.errors import CacheUnwritable
+
+
+def test_verification_finds_what_size_and_time_do_not_show(store: Store) -> None:
+    """The damaged entry is set aside, the sound one stays."""
+    sound, rotten = put(store, 1), put(store, 2)
+    plan = Path(store.folder(rotten), "plan")
+    status = plan.stat()
+    plan.write_bytes(b"x" * status.st_size)
+    os.utime(plan, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert isinstance(store.lookup(rotten), tuple), "a look-up does not see it"
+    read: list[int] = []
+    verdicts = {v.key: v for v in verify(store, on_bytes=read.append)}
+    assert sum(read) == 2000
+    assert verdicts[sound].fault == ""
+    assert "content of plan changed" in verdicts[rotten].fault
+    assert os.path.isdir(verdicts[rotten].set_aside)
+    assert list(store.list_keys()) == [sound]
+
+
+def test_verify_does_not_take_away_what_was_published_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found damaged, replaced by a sound one, and only then set aside: the sound one stays."""
+    key = put(store, 1)
+    monkeypatch.setattr(module, "_content_fault", lambda *_: faults.pop())
+    faults = ["", "damaged"]
+    (verdict,) = verify(store)
+    assert verdict.fault == "damaged"
+    assert verdict.set_aside == ""
+    assert isinstance(store.lookup(key), tuple)
+
+
+def test_a_process_that_is_out_of_descriptors_damages_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that cannot open a file must not take a sound engine away."""
+    key = put(store, 1)
+
+    def hash_file(*args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(module, "hash_file", hash_file)
+    with pytest.raises(CacheUnwritable, match="Too many open files"):
+        verify(store)
+    assert isinstance(store.lookup(key), tuple)

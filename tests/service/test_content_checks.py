@@ -1,0 +1,239 @@
+"""Cached engines are read whole once in a while, and damaged ones told and replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bundles import MODEL, make_bundle
+from refit_agent import digest, ensure_engine, paths
+from refit_agent.cache.store import Store
+from refit_agent.cache.verify import Verdict
+from refit_agent.errors import CacheUnwritable
+from refit_service import content_checks, idle
+from refit_service.content_checks import ContentChecks
+from settings_files import SettingsFiles
+from several_models import WaitingRuntime
+
+from .in_process import Parts, ended, joined, run, until
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at once and again and again, on a machine that is not on battery."""
+    monkeypatch.setattr(idle, "on_battery", lambda: False)
+    monkeypatch.setattr(content_checks, "_FIRST_LOOK_S", 0.0)
+    monkeypatch.setattr(content_checks, "_LOOK_S", 0.02)
+    monkeypatch.setattr(content_checks, "_BUSY_PAUSE_S", 0.02)
+
+
+class Checked:
+    """Checks in this process, of the cache of this test, and what they told. Made in a running event loop."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.damaged: list[Verdict] = []
+        self.faults: list[BaseException] = []
+        self.store = Store(paths.home().cache)
+        self.state = Path(paths.home().state)
+        self.checks = ContentChecks(
+            self.store, parts.jobs, str(self.state), self.damaged.append, lambda error, _: self.faults.append(error)
+        )
+
+    def times(self) -> dict[str, float]:
+        """When each engine was compared, as it is kept."""
+        try:
+            return dict(json.loads((self.state / "checked.json").read_bytes()))
+        except FileNotFoundError:
+            return {}
+
+
+def engine(bundle: Path) -> str:
+    with ensure_engine(bundle, MODEL, service=False) as made:
+        return made.key
+
+
+def due(key: str, days: float = 8.0) -> None:
+    """As if it had been compared so long ago."""
+    state = Path(paths.home().state)
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "checked.json").write_text(json.dumps({key: time.time() - days * 86400}))
+
+
+def rot(key: str) -> None:
+    """One bit changes, and neither size nor time."""
+    path = max(Path(Store(paths.home().cache).folder(key)).iterdir(), key=lambda p: p.stat().st_size)
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_what_rots_is_set_aside_and_told_once(bundle: Path) -> None:
+    """A hit would have handed it over."""
+    key = engine(bundle)
+    rot(key)
+    assert ensure_engine(bundle, MODEL, service=False).hit
+    due(key)
+
+    async def test() -> None:
+        seen = Checked(Parts())
+        seen.checks.start()
+        await until(lambda: seen.damaged)
+        await asyncio.sleep(0.2)
+        (verdict,) = seen.damaged
+        assert verdict.key == key and "changed although" in verdict.fault and os.path.isdir(verdict.set_aside)
+        assert seen.store.lookup(key) is None and seen.faults == []
+        await seen.checks.stop()
+
+    run(test())
+
+
+def test_a_sound_engine_is_read_once_a_week(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is new counts as compared: its maker did it. What is gone is forgotten."""
+    key = engine(bundle)
+    read: list[str] = []
+    real = content_checks.verify
+
+    def verify(store: Store, keys: list[str], on_bytes: object) -> list[Verdict]:
+        read.extend(keys)
+        return real(store, keys, on_bytes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(content_checks, "verify", verify)
+    due("gone")
+
+    async def test() -> None:
+        seen = Checked(Parts())
+        begun = time.time()
+        seen.checks.start()
+        await until(lambda: set(seen.times()) == {key})
+        await asyncio.sleep(0.2)
+        assert read == [] and seen.times()[key] >= begun
+        await seen.checks.stop()
+        due(key)
+        again = Checked(Parts())
+        again.checks.start()
+        await until(lambda: read == [key] and again.times()[key] >= begun)
+        await asyncio.sleep(0.2)
+        assert read == [key] and again.damaged == [] and again.faults == []
+        await again.checks.stop()
+
+    run(test())
+
+
+def test_a_clock_that_was_set_back_puts_nothing_off_for_years(bundle: Path) -> None:
+    """A time to come counts as now."""
+    key = engine(bundle)
+    due(key, days=-4000)
+
+    async def test() -> None:
+        seen = Checked(Parts())
+        seen.checks.start()
+        await until(lambda: seen.times()[key] <= time.time())
+        await seen.checks.stop()
+
+    run(test())
+
+
+@pytest.mark.parametrize("text", ["warm = false", "warm_between = '00:00-00:01'", "warm = 'perhaps'"])
+def test_not_when_background_work_is_off(bundle: Path, files: SettingsFiles, text: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """As engines are not made then either."""
+    monkeypatch.setattr(idle, "_minute_of_the_day", lambda: 720)
+    key = engine(bundle)
+    rot(key)
+    due(key)
+    files.user(text)
+
+    async def test() -> None:
+        seen = Checked(Parts())
+        seen.checks.start()
+        await asyncio.sleep(0.2)
+        assert seen.damaged == []
+        files.user("warm = true")
+        await until(lambda: seen.damaged)
+        await seen.checks.stop()
+
+    run(test())
+
+
+def test_not_while_an_engine_is_made(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for it wants the disk."""
+    key = engine(bundle)
+    rot(key)
+    due(key)
+    waiting = WaitingRuntime(tmp_path / "waiting", waits_from=1)
+    monkeypatch.syspath_prepend(str(waiting.folder))
+    another = make_bundle(tmp_path / "another", seed=9)
+
+    async def test() -> None:
+        parts = Parts()
+        waiter = joined(parts, another)
+        await until(lambda: waiting.imports() == 1)
+        seen = Checked(parts)
+        seen.checks.start()
+        await asyncio.sleep(0.2)
+        assert seen.damaged == []
+        waiting.go()
+        await ended(waiter)
+        await until(lambda: seen.damaged)
+        await seen.checks.stop()
+        await parts.jobs.stop(1, 5)
+
+    run(test())
+
+
+def test_it_ends_in_the_middle_of_an_engine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads goes on for one piece at most, and the engine is due again."""
+    key = engine(bundle)
+    due(key)
+    monkeypatch.setattr(digest, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(content_checks, "_BYTES_PER_S", 160.0)
+
+    def reading() -> bool:
+        return any(thread.name == "check" for thread in threading.enumerate())
+
+    async def test() -> None:
+        seen = Checked(Parts())
+        before = seen.times()
+        seen.checks.start()
+        await until(reading)
+        await asyncio.wait_for(seen.checks.stop(), 1)
+        await until(lambda: not reading(), 2)
+        assert seen.times() == before and seen.damaged == []
+
+    run(test())
+
+
+def test_one_that_cannot_be_set_aside_does_not_keep_the_others_waiting(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """It is told, and read again a week later."""
+    first, second = engine(bundle), engine(make_bundle(tmp_path / "another", seed=9))
+    rot(first)
+    rot(second)
+    real = content_checks.verify
+
+    def verify(store: Store, keys: list[str], on_bytes: object) -> list[Verdict]:
+        if keys == [first]:
+            raise CacheUnwritable(path="x", detail="read-only")
+        return real(store, keys, on_bytes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(content_checks, "verify", verify)
+    state = Path(paths.home().state)
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "checked.json").write_text(json.dumps({first: 1.0, second: 2.0}))
+
+    async def test() -> None:
+        seen = Checked(Parts())
+        seen.checks.start()
+        await until(lambda: seen.damaged)
+        await asyncio.sleep(0.1)
+        assert [v.key for v in seen.damaged] == [second]
+        assert [type(e) for e in seen.faults] == [CacheUnwritable]
+        await seen.checks.stop()
+
+    run(test())
