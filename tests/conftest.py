@@ -21,6 +21,13 @@ _VARIABLES = ("REFIT_AGENT_", "XDG_", "CUDA_", "PYTHON", "PATH", "HOME", "TMPDIR
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background tells them to ignore SIGINT, and so every command that a test
+    interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """A test that changes what the whole process has fails itself, and not whichever test comes after it."""

@@ -69,10 +69,11 @@ def _size(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise WrongForm
     text = str(value).strip()
+    size = parse_size(text)
     # Somebody who writes 20 does not mean 20 bytes, in which no engine would stay.
-    if text.isdecimal() and len(text) < 5 and int(text):
+    if text[-1:].isdigit() and size < 10_000 and text != "0":
         raise WrongForm
-    return parse_size(text)
+    return size
 
 
 def _texts(value: object) -> tuple[str, ...]:

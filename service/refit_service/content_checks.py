@@ -1,7 +1,7 @@
 """Reads every cached engine whole once in a while, and compares it with what was published.
 
 A hit compares sizes and times only. A disk that loses a bit keeps both: without this nobody would notice before an app
-computes with it. Slowly, while no engine is being made, and at the times at which background work may begin.
+computes with it. Slowly, giving way to engines in the making, and at the times at which background work may begin.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ import msgspec
 
 from refit_agent.cache.store import Store
 from refit_agent.cache.verify import Verdict, verify
-from refit_agent.errors import Cancelled, RefitAgentError, SettingInvalid
+from refit_agent.errors import Cancelled, SettingInvalid
 from refit_agent.state_file import replace_file
 from refit_service.idle import hours_reason, off_reason, power_reason
 from refit_service.jobs import Jobs
@@ -30,12 +31,14 @@ _FIRST_LOOK_S, _LOOK_S = 600.0, 3600.0
 #: A twentieth of a core and of a slow SSD. An engine of a gigabyte takes 20 seconds.
 _BYTES_PER_S = 50e6
 _BUSY_PAUSE_S = 15.0
+#: What else lies there, a file manager's notes for example, is nobody's engine.
+_KEY = re.compile(r"[0-9a-f]{64}")
 _decoder = msgspec.json.Decoder(dict[str, float])
 
 
 class ContentChecks:
-    """The checks of one service. ``on_damage`` is told of each engine that was set aside, ``report`` of faults that
-    nobody foresaw. Used by the event loop's thread alone."""
+    """The checks of one service. ``on_damage`` is told of each engine that was found damaged, ``report`` of whatever kept
+    one from being read. Used by the event loop's thread alone."""
 
     def __init__(
         self,
@@ -85,21 +88,29 @@ class ContentChecks:
                 await asyncio.sleep(_BUSY_PAUSE_S)
                 continue
             try:
-                await self._check(key)
-            except RefitAgentError as error:  # one that cannot be set aside must not keep the others from being read
+                done = await self._check(key)
+            except Cancelled:  # it made way, and comes again
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever one engine has must not keep the others from being read
                 self._report(error, "check")
-            self._checked[key] = time.time()
+                done = False
+            # One that could not be read is no sound one, nor one that is damaged and still where look-ups find it.
+            self._checked[key] = time.time() if done else time.time() - _EVERY_S + _LOOK_S
             self._save()
 
-    async def _check(self, key: str) -> None:
+    async def _check(self, key: str) -> bool:
+        """Whether there is nothing more to do about this engine: it is sound, gone, or set aside."""
+        done = True
         for verdict in await in_thread(lambda: verify(self._store, [key], self._slowly), "check"):
-            if verdict.set_aside:
+            if verdict.fault:
                 self._on_damage(verdict)
+                done = done and verdict.set_aside != ""
+        return done
 
     def _due(self) -> str:
         """The engine that was not compared for longest, if that is long enough; "" otherwise."""
         now = time.time()
-        keys = set(self._store.list_keys())
+        keys = set(filter(_KEY.fullmatch, self._store.list_keys()))
         # A clock that was set back must not put a check off for years.
         known = {key: min(when, now) for key, when in self._checked.items() if key in keys}
         present = dict.fromkeys(keys, now) | known
@@ -111,7 +122,7 @@ class ContentChecks:
 
     def _slowly(self, count: int) -> None:
         """Called in the thread that reads, after each piece."""
-        if self._stopping:
+        if self._stopping or self._jobs.running is not None:
             raise Cancelled()
         time.sleep(count / _BYTES_PER_S)
 

@@ -106,7 +106,7 @@ async def verify_cache(request: web.Request) -> web.Response:
     async with _upkeep:
         verdicts = await in_thread(lambda: verify(store, body.keys), "verify")
     for verdict in verdicts:
-        if verdict.set_aside:
+        if verdict.fault:
             note_damage(service.tally, service.warmer, verdict)
     entries = [{"key": v.key, "ok": not v.fault, "fault": v.fault, "set_aside": v.set_aside} for v in verdicts]
     return json_response({"cache": store.root, "ok": not any(v.fault for v in verdicts), "entries": entries})

@@ -110,8 +110,9 @@ def note_error(tally: Tally, error: BaseException) -> None:
 
 
 def note_damage(tally: Tally, warmer: Warmer, verdict: Verdict) -> None:
-    """An engine was set aside: it is told once, and made anew if a registered bundle needs it."""
-    note_error(tally, EntryDamaged(key=verdict.key, detail=verdict.fault))
+    """An engine was found damaged: that is told, and another is made if a registered bundle needs it."""
+    left = "" if verdict.set_aside else "; it could not be set aside, and is still found"
+    note_error(tally, EntryDamaged(key=verdict.key, detail=verdict.fault + left))
     warmer.look_again()
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +126,7 @@ def test_the_manifest_error_names_the_manifest(bundle: Path) -> None:
 @pytest.fixture
 def no_more_files() -> Iterator[None]:
     """This process has as many files open as it may."""
+    resource = pytest.importorskip("resource", reason="limits as POSIX has them")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)

@@ -75,6 +75,8 @@ def test_sizes_are_for_people_in_the_sentence_and_numbers_in_the_facts() -> None
     assert str(full) == "The disk that holds /d has 5.0 MiB free, and 2.1 GiB is needed."
     assert full.facts == {"path": "/d", "free_bytes": 5242880, "needed_bytes": 2254857830}
     assert str(DiskFull(path="/d", free_bytes=0, needed_bytes="more")).endswith("has 0 B free, and more is needed.")
+    close = DiskFull(path="/d", free_bytes=1 << 30, needed_bytes=(1 << 30) + 1)
+    assert "has 1073741824 B free, and 1073741825 B is needed" in str(close), "rounded it would be enough"
     short = GpuMemoryShort(gpu="cuda:0", free_bytes=1 << 30, needed_bytes=3 << 30, short_bytes=2 << 30)
     assert str(short) == "GPU cuda:0 has 1.0 GiB of memory free, and 3.0 GiB is needed: 2.0 GiB short."
 

@@ -13,6 +13,7 @@ import pytest
 
 from bundles import MODEL, make_bundle
 from refit_agent import digest, ensure_engine, paths
+from refit_agent.cache.locks import key_lock
 from refit_agent.cache.store import Store
 from refit_agent.cache.verify import Verdict
 from refit_agent.errors import CacheUnwritable
@@ -60,9 +61,19 @@ def engine(bundle: Path) -> str:
 
 def due(key: str, days: float = 8.0) -> None:
     """As if it had been compared so long ago."""
+    kept(**{key: time.time() - days * 86400})
+
+
+def kept(**times: float) -> None:
+    """What an earlier service noted."""
     state = Path(paths.home().state)
     state.mkdir(parents=True, exist_ok=True)
-    (state / "checked.json").write_text(json.dumps({key: time.time() - days * 86400}))
+    (state / "checked.json").write_text(json.dumps(times))
+
+
+def reading() -> bool:
+    """Whether an engine is being read right now."""
+    return any(thread.name == "check" for thread in threading.enumerate())
 
 
 def rot(key: str) -> None:
@@ -195,9 +206,6 @@ def test_it_ends_in_the_middle_of_an_engine(bundle: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(digest, "CHUNK_BYTES", 16)
     monkeypatch.setattr(content_checks, "_BYTES_PER_S", 160.0)
 
-    def reading() -> bool:
-        return any(thread.name == "check" for thread in threading.enumerate())
-
     async def test() -> None:
         seen = Checked(Parts())
         before = seen.times()
@@ -210,30 +218,95 @@ def test_it_ends_in_the_middle_of_an_engine(bundle: Path, monkeypatch: pytest.Mo
     run(test())
 
 
-def test_one_that_cannot_be_set_aside_does_not_keep_the_others_waiting(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """It is told, and read again a week later."""
+@pytest.mark.parametrize("error", [CacheUnwritable(path="x", detail="Too many open files"), MemoryError()])
+def test_one_that_cannot_be_read_now_is_read_soon(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:  # fmt: skip
+    """It does not keep the others waiting either."""
     first, second = engine(bundle), engine(make_bundle(tmp_path / "another", seed=9))
     rot(first)
     rot(second)
+    asked: list[str] = []
     real = content_checks.verify
 
     def verify(store: Store, keys: list[str], on_bytes: object) -> list[Verdict]:
-        if keys == [first]:
-            raise CacheUnwritable(path="x", detail="read-only")
+        asked.extend(keys)
+        if asked.count(first) == 1 and keys == [first]:
+            raise error
         return real(store, keys, on_bytes)  # type: ignore[arg-type]
 
     monkeypatch.setattr(content_checks, "verify", verify)
-    state = Path(paths.home().state)
-    state.mkdir(parents=True, exist_ok=True)
-    (state / "checked.json").write_text(json.dumps({first: 1.0, second: 2.0}))
+    kept(**{first: 1.0, second: 2.0})
 
     async def test() -> None:
         seen = Checked(Parts())
         seen.checks.start()
+        await until(lambda: len(seen.damaged) == 2)
+        assert asked == [first, second, first] and [v.key for v in seen.damaged] == [second, first]
+        assert seen.faults == [error]
+        await seen.checks.stop()
+
+    run(test())
+
+
+def test_one_that_cannot_be_set_aside_is_told_and_tried_again(bundle: Path) -> None:
+    """Look-ups still find it, so it must not pass for checked."""
+    key = engine(bundle)
+    rot(key)
+    due(key)
+
+    async def test() -> None:
+        seen = Checked(Parts())
+        with key_lock(seen.store, key, 0):  # as on a disk that has become read-only no lock can be had
+            seen.checks.start()
+            await until(lambda: len(seen.damaged) == 2)
+        await until(lambda: seen.damaged[-1].set_aside)
+        assert {v.set_aside for v in seen.damaged[:-1]} == {""} and seen.faults == []
+        await seen.checks.stop()
+
+    run(test())
+
+
+def test_a_job_that_begins_in_the_middle_is_given_way_to(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """The reading begins anew when it is over."""
+    key = engine(bundle)
+    rot(key)
+    due(key)
+    monkeypatch.setattr(digest, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(content_checks, "_BYTES_PER_S", 160.0)
+    waiting = WaitingRuntime(tmp_path / "waiting", waits_from=1)
+    monkeypatch.syspath_prepend(str(waiting.folder))
+    another = make_bundle(tmp_path / "another", seed=9)
+
+    async def test() -> None:
+        parts = Parts()
+        seen = Checked(parts)
+        seen.checks.start()
+        await until(reading)
+        waiter = joined(parts, another)
+        await until(lambda: not reading(), 5)
+        assert seen.damaged == []
+        monkeypatch.setattr(content_checks, "_BYTES_PER_S", 1e9)
+        waiting.go()
+        await ended(waiter)
         await until(lambda: seen.damaged)
+        await seen.checks.stop()
+        await parts.jobs.stop(1, 5)
+
+    run(test())
+
+
+@pytest.mark.parametrize("name", [".DS_Store", os.fsdecode(b"\xff"), "a" * 63])
+def test_what_is_no_engine_is_left_alone(bundle: Path, name: str) -> None:
+    """A file manager's notes, or what somebody put there."""
+    key = engine(bundle)
+    stranger = Path(Store(paths.home().cache).folder(name))
+    stranger.mkdir()
+
+    async def test() -> None:
+        seen = Checked(Parts())
+        seen.checks.start()
+        await until(lambda: set(seen.times()) == {key})
         await asyncio.sleep(0.1)
-        assert [v.key for v in seen.damaged] == [second]
-        assert [type(e) for e in seen.faults] == [CacheUnwritable]
+        assert seen.damaged == [] and seen.faults == [] and stranger.is_dir()
         await seen.checks.stop()
 
     run(test())

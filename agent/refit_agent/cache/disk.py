@@ -12,6 +12,9 @@ from refit_agent.errors import CacheError, CacheUnwritable, DiskFull
 if TYPE_CHECKING:
     import shutil
 
+#: The process or the machine is out of something: no reason to call an entry damaged.
+NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
+
 
 def write_error(error: OSError, path: str) -> CacheError:
     """Our error for a failed write below the cache."""

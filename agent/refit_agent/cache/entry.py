@@ -8,6 +8,9 @@ import stat
 
 import msgspec
 
+from refit_agent.cache.disk import NOT_ITS_FAULT
+from refit_agent.errors import CacheUnwritable
+
 SCHEMA = 1
 ENTRY_NAME = "entry.json"
 
@@ -96,11 +99,16 @@ def decode_entry(data: bytes, key: str) -> Entry | str:
 
 
 def files_fault(entry: Entry, folder: str) -> str:
-    """What differs between the files and what was published, by size and time alone; "" if nothing."""
+    """What differs between the files and what was published, by size and time alone; "" if nothing.
+
+    Raises CacheUnwritable where the system does not say, which is no damage.
+    """
     for file in entry.files:
         try:
             status = os.stat(f"{folder}/{file.name}", follow_symlinks=False)
         except OSError as error:
+            if error.errno in NOT_ITS_FAULT:
+                raise CacheUnwritable(path=f"{folder}/{file.name}", detail=error.strerror) from error
             return f"{file.name}: {error.strerror}"
         if not stat.S_ISREG(status.st_mode):
             return f"{file.name} is not a file"

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from refit_agent.cache.disk import write_error
+from refit_agent.cache.disk import NOT_ITS_FAULT, write_error
 from refit_agent.cache.entry import ENTRY_NAME, Entry, decode_entry, encode_entry, files_fault
 from refit_agent.digest import fsync_folder
 from refit_agent.errors import CacheInsecure, CacheUnwritable
@@ -28,8 +28,6 @@ _LOOKUP_TRIES = 5
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP)
 #: What renaming a folder says of a name that is taken: by another folder, or by what is none.
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.ENOTDIR)
-#: The process or the machine is out of something: no reason to call an entry damaged.
-NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Engines made by refit-agent; safe to delete.\n"
 
 
@@ -107,8 +105,12 @@ class Store:
             if not _same_file(fd, name):
                 lease.close()
                 continue
-            entry = _read(fd, key)
-            fault = entry if isinstance(entry, str) else files_fault(entry, folder)
+            try:
+                entry = _read(fd, key)
+                fault = entry if isinstance(entry, str) else files_fault(entry, folder)
+            except CacheUnwritable:
+                lease.close()
+                raise
             if isinstance(entry, str) or fault:
                 lease.close()
                 return fault

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from refit_agent.cache.disk import NOT_ITS_FAULT
 from refit_agent.cache.entry import Entry
 from refit_agent.cache.locks import try_key_lock
-from refit_agent.cache.store import NOT_ITS_FAULT, Store
+from refit_agent.cache.store import Store
 from refit_agent.digest import hash_file
 from refit_agent.errors import CacheUnwritable
 
 
 class Verdict(NamedTuple):
-    """What `verify` found about one entry; ``fault`` is "" for a sound one."""
+    """What `verify` found about one entry; ``fault`` is "" for a sound one, ``set_aside`` where a damaged one is now, ""
+    if it could not be moved: then it is still where look-ups find it."""
 
     key: str
     fault: str
@@ -33,29 +35,38 @@ def verify(
     verdicts: list[Verdict] = []
     for key in list(store.list_keys() if keys is None else keys):
         fault = _fault(store, key, on_bytes)
-        if fault is not None:
-            verdicts.append(Verdict(key, fault, _set_aside(store, key, fault) if fault else ""))
+        verdict = _confirmed(store, key, fault) if fault else None if fault is None else Verdict(key, "", "")
+        if verdict is not None:
+            verdicts.append(verdict)
     return verdicts
 
 
-def _fault(store: Store, key: str, on_bytes: Callable[[int], None] | None) -> str | None:
+def _fault(store: Store, key: str, on_bytes: Callable[[int], None] | None = None) -> str | None:
     """What is wrong with an entry, "" if nothing, None if it is gone."""
     found = store.lookup(key, touch=False)
     if not isinstance(found, tuple):
         return found
     entry, folder, lease = found
-    try:  # leased meanwhile, so that it is one and the same entry from beginning to end
-        return _content_fault(entry, folder, on_bytes)
-    finally:
-        lease.close()
+    # Not leased while it is read, which may take minutes: nobody uses it, and room that it must make way for is wanted
+    # now. What was removed or replaced meanwhile is seen when the fault is confirmed.
+    lease.close()
+    return _content_fault(entry, folder, on_bytes)
 
 
-def _set_aside(store: Store, key: str, fault: str) -> str:
-    """Move a damaged entry to the quarantine, unless another has taken its place or is about to."""
+def _confirmed(store: Store, key: str, fault: str) -> Verdict | None:
+    """The verdict on an entry that was found to have that fault, which is set aside; None if it is gone."""
     with try_key_lock(store, key) as ours:
-        if not ours or _fault(store, key, None) != fault:
-            return ""
-        return store.quarantine(key)
+        if not ours:  # somebody is making it anew, or no lock can be had
+            return Verdict(key, fault, "")
+        again = _fault(store, key)
+        if again is None:
+            return None
+        if again != fault:  # another has taken its place, or was about to while it was read
+            return Verdict(key, again, "")
+        try:
+            return Verdict(key, fault, store.quarantine(key))
+        except CacheUnwritable:  # what is known of it must be told all the same
+            return Verdict(key, fault, "")
 
 
 def _content_fault(entry: Entry, folder: str, on_bytes: Callable[[int], None] | None) -> str:

@@ -114,10 +114,14 @@ def verify_command(as_json: bool) -> int:
     else:
         for verdict in verdicts:
             output.emit(f"FAULT {verdict.key[:12]} {verdict.fault}" if verdict.fault else f"ok    {verdict.key[:12]}")
+        left = [v for v in faults if not v.set_aside]
         output.emit(
             f"{output.count_text(len(verdicts), 'engine')}: "
-            + (f"{len(faults)} damaged, set aside" if faults else "all sound")
+            + (f"{len(faults)} damaged" if faults else "all sound")
+            + (f", {len(faults) - len(left)} set aside" if faults else "")
         )
+        if left:
+            output.emit("  hint: What is not set aside is still found: make the cache writable and try again.")
     return EntryDamaged.exit_code if faults else 0
 
 

@@ -127,7 +127,7 @@ def _said_better(error: click.ClickException, arguments: Sequence[str]) -> click
     if group is None or not isinstance(group.command, click.Group):
         return error
     known = group.command.list_commands(group)
-    command = next((a for a in arguments[list(arguments).index("--json") :] if a in known), "COMMAND")
+    command = next((a for a in arguments if a in known), "COMMAND")
     return click.UsageError(f"--json comes after the command: {group.command_path} {command} --json.", group)
 
 

@@ -17,7 +17,8 @@ from refit_agent.errors import CacheUnwritable, EnginesInUse, SettingInvalid, St
 from refit_agent.service_socket import socket_path
 
 _SHOWN = 20
-_ELSEWHERE = "The cache was taken to be {}; if that file names another folder for it, that one was left."
+_TAKEN = "The cache was taken to be {}."
+_NAMES_A_CACHE = "it cannot be read, and may name another cache (cache_dir): remove that folder, then this file"
 _PROGRAM = "refit-agent itself stays: remove it with what installed it (apt, the app's uninstaller, pip)."
 
 
@@ -59,8 +60,13 @@ def uninstall(purge: bool, force: bool, yes: bool, as_json: bool) -> int:
         removal.state(home.state)
         if purge:
             removal.cache(store, force=force)
-            removal.file(settings_file.path_of("user"))
-    warnings = [f"{unread} {_ELSEWHERE.format(home.cache)}"] if unread else []
+            settings = settings_file.path_of("user")
+            if unread and _may_name_a_cache(settings):
+                # Gigabytes may lie there, and nothing else knows where.
+                removal.left.append((settings, _NAMES_A_CACHE))
+            else:
+                removal.file(settings)
+    warnings = [f"{unread} {_TAKEN.format(home.cache)}"] if unread else []
     if as_json:
         output.emit_json({**_document(removal, stopped, home, purge=purge), "warnings": warnings})
     else:
@@ -81,6 +87,15 @@ def _home() -> tuple[paths.Home, str]:
         return paths.home(), ""
     except SettingInvalid as error:
         return paths.home(user_file=False), str(error)
+
+
+def _may_name_a_cache(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(1 << 20)
+    except OSError:
+        return True
+    return b"cache_dir" in data.replace(b"\0", b"")  # in whatever an editor has made of it
 
 
 def _require_own(state: str) -> None:

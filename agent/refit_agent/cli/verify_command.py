@@ -79,7 +79,8 @@ def verify(bundle: str, public_key: tuple[str, ...], as_json: bool) -> int:
         if len(unnamed) > _MOST_NAMED:
             output.emit(f"notice: neither does it name {output.count_text(len(unnamed) - _MOST_NAMED, 'more file')}")
         if faults:
-            output.emit(f"  hint: {BundleError.advice}")
+            for hint in dict.fromkeys(v.error.hint for v in faults if v.error is not None and v.error.hint):
+                output.emit(f"  hint: {hint}")
     return BundleError.exit_code if faults else 0
 
 

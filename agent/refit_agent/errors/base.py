@@ -47,8 +47,12 @@ class RefitAgentError(Exception):
             self.hint = suited(self.hint)
 
     def __str__(self) -> str:
-        shown = {k: size_text(v) if k.endswith("_bytes") and isinstance(v, int) else v for k, v in self.facts.items()}
-        return self.sentence.format_map(_Facts(shown))
+        counts = {k: v for k, v in self.facts.items() if k.endswith("_bytes") and isinstance(v, int)}
+        sizes = {k: size_text(v) for k, v in counts.items()}
+        if len(set(sizes.values())) < len(set(counts.values())):
+            # "1.0 GiB is free, and 1.0 GiB is needed" would say that there is enough.
+            sizes = {k: f"{v} B" for k, v in counts.items()}
+        return self.sentence.format_map(_Facts({**self.facts, **sizes}))
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.facts))

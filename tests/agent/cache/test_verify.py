@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from entries import put
 from refit_agent.cache import verify as module
+from refit_agent.cache.locks import key_lock
 from refit_agent.cache.store import Store
 from refit_agent.cache.verify import verify
 from refit_agent.errors import CacheUnwritable
@@ -36,8 +38,7 @@ def test_verify_does_not_take_away_what_was_published_meanwhile(store: Store, mo
     monkeypatch.setattr(module, "_content_fault", lambda *_: faults.pop())
     faults = ["", "damaged"]
     (verdict,) = verify(store)
-    assert verdict.fault == "damaged"
-    assert verdict.set_aside == ""
+    assert (verdict.fault, verdict.set_aside) == ("", "")
     assert isinstance(store.lookup(key), tuple)
 
 
@@ -51,4 +52,48 @@ def test_a_process_that_is_out_of_descriptors_damages_nothing(store: Store, monk
     monkeypatch.setattr(module, "hash_file", hash_file)
     with pytest.raises(CacheUnwritable, match="Too many open files"):
         verify(store)
+    assert isinstance(store.lookup(key), tuple)
+
+
+def test_room_can_be_made_from_what_is_being_read(store: Store) -> None:
+    """Reading takes minutes, and nobody uses the engine; that it went meanwhile is no fault."""
+    key = put(store, 1)
+    removed: list[bool] = []
+    verdicts = verify(store, on_bytes=lambda _: removed.append(store.remove(key)))
+    assert removed[0] is True and store.lookup(key) is None
+    assert all(verdict.fault == "" for verdict in verdicts)
+
+
+@pytest.mark.parametrize("hindrance", ["lock", "rename"])
+def test_what_cannot_be_set_aside_is_told(store: Store, monkeypatch: pytest.MonkeyPatch, hindrance: str) -> None:
+    """On a disk that has become read-only neither a lock nor a rename can be had."""
+    key = put(store, 1)
+    Path(store.folder(key), "plan").write_bytes(b"")
+    if hindrance == "rename":
+
+        def quarantine(self: Store, key: str) -> str:
+            raise CacheUnwritable(path=key, detail="Read-only file system")
+
+        monkeypatch.setattr(Store, "quarantine", quarantine)
+    with key_lock(store, key, 0) if hindrance == "lock" else contextlib.nullcontext():
+        (verdict,) = verify(store)
+    assert verdict.key == key and "plan has 0 bytes" in verdict.fault and verdict.set_aside == ""
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM])
+def test_a_file_server_that_does_not_answer_damages_nothing(store: Store, monkeypatch: pytest.MonkeyPatch, code: int) -> None:  # fmt: skip
+    """Neither for a check nor for a look-up."""
+    key = put(store, 1)
+    real = os.stat
+
+    def failing(path: object, **options: object) -> os.stat_result:
+        if str(path).endswith("/plan"):
+            raise OSError(code, os.strerror(code))
+        return real(path, **options)  # type: ignore[arg-type, call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "stat", failing)
+    for ask in (lambda: store.lookup(key), lambda: verify(store)):
+        with pytest.raises(CacheUnwritable):
+            ask()
+    monkeypatch.undo()
     assert isinstance(store.lookup(key), tuple)

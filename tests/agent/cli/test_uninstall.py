@@ -42,6 +42,8 @@ def used(cli: Cli, bundle: Path, tmp_path: Path) -> Cli:
     (tmp_path / "config/refit-agent/settings.toml").write_text("warm = false\n")
     assert cli("provision", bundle).code == 0
     assert cli("demo", "--dir", cli.home / "state/demo/bundle").code == 0
+    for name in ("warm.json", "bundles.json", "checked.json", "checked.json.0a1b2c3d.tmp"):
+        (cli.home / "state" / name).write_text("{}")
     (cli.home / "state/failures").mkdir(exist_ok=True)
     (cli.home / f"state/failures/{KEY}.json").write_text("{}")
     (cli.cache / f"tmp/{KEY}.4194304-0a1b2c3d").mkdir()
@@ -116,11 +118,11 @@ def test_without_purge_engines_and_settings_stay(used: Cli, bundle: Path, tmp_pa
     assert (tmp_path / "config/refit-agent/settings.toml").exists()
 
 
-@pytest.mark.parametrize("text", ["cache_dir = \n", 'cache_dir = "relative"\n', "\0"])
+@pytest.mark.parametrize("text", ["cache_dir = '/big'\nwarm = \n", 'cache_dir = "relative"\n', "\0", "warm = \n"])
 def test_a_broken_settings_file_of_the_user_keeps_nobody(
     files: SettingsFiles, cli: Cli, bundle: Path, tmp_path: Path, text: str
 ) -> None:
-    """It is one of the things that go. What it may have named as the cache is not known, and that is said."""
+    """It is one of the things that go, unless it may say where the cache is: nothing else knows."""
     del cli.env["REFIT_AGENT_HOME"]
     places = {f"XDG_{n}_HOME": str(tmp_path / n.lower()) for n in ("CACHE", "STATE")}
     cli.env |= {**places, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "PATH": str(tmp_path)}
@@ -132,9 +134,11 @@ def test_a_broken_settings_file_of_the_user_keeps_nobody(
     assert cli("uninstall", "--purge", "--yes").code == 2 and (tmp_path / "cache/refit-agent/engines").is_dir()
     files.policy_path.unlink()
     ran = cli("uninstall", "--purge", "--yes", "--json")
-    assert ran.code == 0 and ran.document["left"] == []
+    kept = "cache_dir" in text
+    assert ran.code == (7 if kept else 0)
+    assert [e["path"] for e in ran.document["left"]] == ([str(files.user_path)] if kept else [])
     assert everything(tmp_path / "cache") == everything(tmp_path / "state") == []
-    assert not files.user_path.exists()
+    assert files.user_path.exists() == kept
     (warning,) = ran.document["warnings"]
     assert str(files.user_path) in warning and f"taken to be {tmp_path}/cache/refit-agent" in warning
     files.user_folder.mkdir(exist_ok=True)

@@ -74,6 +74,12 @@ def test_json_before_the_command(cli: Cli, arguments: list[str], where: str) -> 
     assert ran.document["error"]["message"] == f"--json comes after the command: {where}."
 
 
+def test_json_with_a_value_before_the_command(cli: Cli) -> None:
+    """Which click takes apart before it complains."""
+    ran = cli("--json=1", "gpus")
+    assert ran.code == 2 and "--json comes after the command: refit-agent gpus --json." in ran.err
+
+
 _TARGETS = [["provision", "/x"], ["path", "/x", "m"], ["explain", "/x"]]
 
 

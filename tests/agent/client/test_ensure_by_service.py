@@ -283,7 +283,7 @@ def blind(peer: Peer) -> None:
 
 
 def out_of_files(peer: Peer) -> None:
-    peer.problem("bundle-file-unreadable", 422, path="/app/bundle.json", detail="Too many open files")
+    peer.problem("bundle-file-unreadable", 503, path="/app/bundle.json", detail="Too many open files")
 
 
 BAD = [silent, dies_at_once, resets, dies_in_an_event, ends_without_a_result, goes_silent, half_a_head, drips, garbage, another_protocol, no_protocol, an_endless_head, an_endless_line, an_endless_stream, a_huge_length, json_that_is_none, an_unknown_event, another_engine, two_results, stopping, without_the_call, a_fault_of_its_own, blind, out_of_files]  # fmt: skip
