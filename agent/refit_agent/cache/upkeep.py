@@ -41,6 +41,15 @@ def list_entries(store: Store) -> list[Cached]:
 
 def _inspect(store: Store, key: str) -> Cached:
     folder = store.folder(key)
+    size, last_used = _measure(folder)
+    entry = inspect_entry(folder, key)
+    if isinstance(entry, str):
+        return Cached(key, None, size, last_used, entry)
+    return Cached(key, entry, size, last_used, files_fault(entry, folder))
+
+
+def _measure(folder: str) -> tuple[int, float]:
+    """Bytes of an entry's files, and when it was last used. Reads none of them: each new engine asks it of all."""
     size, last_used = 0, 0.0
     try:
         with os.scandir(folder) as items:
@@ -54,10 +63,7 @@ def _inspect(store: Store, key: str) -> Cached:
             size = os.lstat(folder).st_size
     except OSError:
         pass  # it is gone, or cannot be read, which the entry will say
-    entry = inspect_entry(folder, key)
-    if isinstance(entry, str):
-        return Cached(key, None, size, last_used, entry)
-    return Cached(key, entry, size, last_used, files_fault(entry, folder))
+    return size, last_used
 
 
 def default_quota(store: Store) -> int:
@@ -76,7 +82,8 @@ class _Holding(NamedTuple):
 
 def _holdings(store: Store) -> list[_Holding]:
     """All of them, least recently used first."""
-    entries = [_Holding(c.last_used, c.key, c.size, partial=False) for c in list_entries(store)]
+    measured = ((key, *_measure(store.folder(key))) for key in store.list_keys())
+    entries = [_Holding(last_used, key, size, partial=False) for key, size, last_used in measured]
     return sorted(entries + _partials(store))
 
 
