@@ -35,6 +35,23 @@ class Load(NamedTuple):
         return f"median {self.median * 1e3:.2f} ms, 99 % {self.late * 1e3:.2f} ms, {self.per_s:.0f} hits/s in all"
 
 
+class Typical(NamedTuple):
+    """Of each figure of several rounds the median."""
+
+    median: float
+    late: float
+    per_s: float
+
+
+def typical_load(open_client: Opener, clients: int, pause_s: float, seconds: float, rounds: int) -> Typical:
+    """Several rounds of `load`. A machine that stands still for 30 ms, as virtual ones do, makes more than a hundredth of
+    one round's hits late; it is that round's misfortune alone."""
+    found = [load(open_client, clients, pause_s, seconds) for _ in range(rounds)]
+    return Typical(
+        *(statistics.median(column) for column in zip(*((f.median, f.late, f.per_s) for f in found), strict=True))
+    )
+
+
 def load(open_client: Opener, clients: int, pause_s: float, seconds: float) -> Load:
     """``clients`` processes at once; hits a second from the first one's begin to the last one's end. ``pause_s`` is
     from one request of a client to its next, 0 for none."""

@@ -17,7 +17,8 @@ SizeUnit = Literal["B", "engines", "clients"]
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to do what the row says. ``value`` is a median, ``late`` the 99th percentile where there is one.
+    """One way to do what the row says. ``value`` is a median, ``late`` the 99th percentile where there is one; of
+    several rounds both are the rounds' medians.
 
     ``private`` is the memory that the kernel cannot take back (anonymous and dirty pages); what of it, the row's
     ``memory`` says.

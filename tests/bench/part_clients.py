@@ -7,10 +7,10 @@ look-ups by huggingface_hub. All share this machine's cores with the service.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench.load import Load, Opener, load
+from bench.load import Load, Opener, Typical, load, typical_load
 from bench.many_engines import HUB_LOOK, HubCache, hub_lookups
 from bench.measured import OURS, Bound, Findings, Row, Way
 from bench.service_process import private_bytes, service
@@ -23,6 +23,7 @@ PACED, FLAT_OUT = "a hit, 2,000 asked for a second in all", "hits a second in al
 SERVICE, IN_PROCESS = f"{OURS}, from the service", f"{OURS}, in the process"
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _QUICK = (1, 8)
+_ROUNDS = 7
 #: What the service has to bear in all, and with how many clients.
 HITS_PER_S, CLIENTS = 2000, 32
 MEDIAN_S, LATE_S = 1e-3, 3e-3
@@ -45,7 +46,7 @@ def measure(findings: Findings, work: Path, *, quick: bool) -> None:
         if hub_lookups(hub.root):
             ways[HUB_LOOK] = functools.partial(by_hub, hub)
         for clients in _QUICK if quick else _COUNTS:
-            paced = load(ways[SERVICE], clients, clients / HITS_PER_S, seconds)
+            paced = typical_load(ways[SERVICE], clients, clients / HITS_PER_S, seconds / 2, 1 if quick else _ROUNDS)
             memory = private_bytes(process)
             findings.add(_row(PACED, clients, {SERVICE: paced}, memory))
             # The others are not held up by anything that they share but the cores: a shorter time is enough.
@@ -71,7 +72,7 @@ def by_hub(hub: HubCache) -> Callable[[], object]:
     return lambda: look(repo)
 
 
-def _row(what: str, clients: int, loads: dict[str, Load], memory: int) -> Row:
+def _row(what: str, clients: int, loads: Mapping[str, Load | Typical], memory: int) -> Row:
     paced = what == PACED
     ways = tuple(
         Way(
