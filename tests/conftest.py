@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 
 from bundles import make_bundle, shim
+from refit_agent import logs, settings
 from refit_agent.cli import stop
 from settings_files import SettingsFiles
 
@@ -32,6 +34,10 @@ def pytest_configure() -> None:
 def nothing_left_behind() -> Iterator[None]:
     """A test that changes what the whole process has fails itself, and not whichever test comes after it."""
     before = _of_the_process()
+    # A command that a test calls in-process makes this process one of our programs, whose logs go to standard error.
+    logs._wanted, logs._done = None, False
+    structlog.reset_defaults()
+    settings._said.clear()
     yield
     assert _of_the_process() == before
 

@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def machine_facts(work: Path) -> dict[str, Any]:
         "disk": _file_system(work),
         "gpus": _gpus(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        # Without it every process compiles every module anew: seconds, which nobody's installation has.
+        "bytecode": not sys.dont_write_bytecode,
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
     }
 
@@ -37,6 +40,11 @@ def sentence(facts: dict[str, Any]) -> str:
     return (
         f"{facts['date']}, commit {facts['commit']}, {facts['cpu']}, {facts['cores']} cores, {gpus}, {facts['disk']}, "
         f"{facts['python']}, load before the run {facts['load_before']:.1f}"
+        + (
+            ""
+            if facts.get("bytecode", True)
+            else ", PYTHONDONTWRITEBYTECODE set: starts take far longer than anywhere else"
+        )
     )
 
 

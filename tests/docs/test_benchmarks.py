@@ -103,6 +103,12 @@ def test_the_published_run_keeps_its_bounds() -> None:
     assert run.bounds and not missed
 
 
+def test_the_published_run_on_a_gpu_keeps_its_bound() -> None:
+    run = decode((ROOT / "docs/benchmarks-gpu.json").read_bytes())
+    assert {row.part for row in run.rows} == {"tensorrt"} and len(run.rows) == 4 and run.facts["gpus"]
+    assert run.bounds and all(bound.kept for bound in run.bounds)
+
+
 def test_the_published_run_is_whole() -> None:
     run = decode(PUBLISHED.read_bytes())
     assert not run.quick
