@@ -21,6 +21,7 @@ from bundles import MODEL, REAL, make_bundle, python
 from refit_agent import AsyncClient, Engine, Progress, ServiceClient, ensure_engine
 from refit_agent.client.messages import EnsureRequest
 from refit_agent.errors import RefitError, ServiceUnreachable, UnknownModel
+from refit_agent.service_socket import socket_path
 
 if sys.platform == "win32":
     pytest.skip("the service needs Unix sockets", allow_module_level=True)
@@ -271,6 +272,30 @@ def test_the_c_example(start: Start, bundle: Path, tmp_path: Path) -> None:
     assert "has no model" in wrong.stderr
     assert "ü" in wrong.stderr
     assert run("relative", MODEL).returncode == 1
+    assert run(os.path.relpath(bundle), MODEL).stdout == made.stdout
     service.kill()
     service.wait()
     assert run(bundle, MODEL).returncode == 8
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"REFIT_AGENT_SOCKET": "/nowhere/my.sock"},
+        {"REFIT_AGENT_HOME": "/nowhere"},
+        {"XDG_RUNTIME_DIR": "/nowhere/run"},
+        {"XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": "/nowhere/state"},
+        {"XDG_RUNTIME_DIR": "relative", "HOME": "/nowhere/home"},
+    ],
+)
+def test_the_c_example_looks_where_the_library_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    """With and without a login session."""
+    for name in ("REFIT_AGENT_SOCKET", "REFIT_AGENT_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run([_compiled(tmp_path), "b", "m"], capture_output=True, text=True)
+    assert done.returncode == 8
+    assert f"no service at {socket_path()}:" in done.stderr

@@ -7,11 +7,12 @@
  * service says that it cannot be made; 8: there is no service (start `refit-agent path BUNDLE MODEL` instead,
  * which works without one).
  */
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700
 #include <curl/curl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- as much JSON as it takes: find a value by its path, write a string ---- */
@@ -143,11 +144,17 @@ static size_t on_data(char *data, size_t one, size_t count, void *context) {
 }
 
 static void socket_path(char *out, size_t size) {
-    const char *given = getenv("REFIT_AGENT_SOCKET"), *home = getenv("REFIT_AGENT_HOME"), *run = getenv("XDG_RUNTIME_DIR");
+    const char *given = getenv("REFIT_AGENT_SOCKET"), *root = getenv("REFIT_AGENT_HOME"), *run = getenv("XDG_RUNTIME_DIR");
+    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+    char user[64];
+    struct stat found;
+    snprintf(user, sizeof user, "/run/user/%u", (unsigned)geteuid());
     if (given) snprintf(out, size, "%s", given);
-    else if (home && *home) snprintf(out, size, "%s/run/agent.sock", home);
-    else if (run && *run) snprintf(out, size, "%s/refit-agent/agent.sock", run);
-    else snprintf(out, size, "/run/user/%u/refit-agent/agent.sock", (unsigned)geteuid());
+    else if (root && *root) snprintf(out, size, "%s/run/agent.sock", root);
+    else if (run && *run == '/') snprintf(out, size, "%s/refit-agent/agent.sock", run);
+    else if (stat(user, &found) == 0 && found.st_uid == geteuid()) snprintf(out, size, "%s/refit-agent/agent.sock", user);
+    else if (state && *state) snprintf(out, size, "%s/refit-agent/run/agent.sock", state);
+    else snprintf(out, size, "%s/.local/state/refit-agent/run/agent.sock", home ? home : "");
 }
 
 int main(int argc, char **argv) {
@@ -158,15 +165,18 @@ int main(int argc, char **argv) {
     char socket[512], *body = NULL;
     size_t body_size = 0;
     socket_path(socket, sizeof socket);
-    /* The bundle's path must be absolute. With pid, the lease ends with this process at the latest. */
+    /* The bundle's path must be absolute, for the service has a folder of its own; the id of a registered bundle stays as
+     * it is. With pid, the lease ends with this process at the latest. */
+    char *bundle = realpath(argv[1], NULL);
     FILE *out = open_memstream(&body, &body_size);
     if (!out) return 1;
     fputs("{\"bundle\":", out);
-    put_string(out, argv[1]);
+    put_string(out, bundle ? bundle : argv[1]);
     fputs(",\"model\":", out);
     put_string(out, argv[2]);
     fprintf(out, ",\"ttl_s\":300,\"pid\":%ld}", (long)getpid());
     fclose(out);
+    free(bundle);
 
     curl_global_init(CURL_GLOBAL_NOTHING);
     CURL *curl = curl_easy_init();

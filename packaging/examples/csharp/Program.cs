@@ -7,6 +7,7 @@
 
 using System.Net.Http.Json;
 using System.Net.Sockets;
+using System.Runtime.InteropServices;
 using System.Text.Json;
 
 if (args.Length != 2)
@@ -84,7 +85,15 @@ static string SocketPath()
         return given;
     if (Environment.GetEnvironmentVariable("REFIT_AGENT_HOME") is { Length: > 0 } home)
         return Path.Combine(home, "run", "agent.sock");
-    // A login session has this variable; see the README of this folder for one that has not.
-    var runtime = Environment.GetEnvironmentVariable("XDG_RUNTIME_DIR") ?? "";
-    return Path.Combine(runtime, "refit-agent", "agent.sock");
+    if (Environment.GetEnvironmentVariable("XDG_RUNTIME_DIR") is { } runtime && Path.IsPathRooted(runtime))
+        return Path.Combine(runtime, "refit-agent", "agent.sock");
+    var user = $"/run/user/{geteuid()}";
+    if (Directory.Exists(user))
+        return Path.Combine(user, "refit-agent", "agent.sock");
+    if (Environment.GetEnvironmentVariable("XDG_STATE_HOME") is not { Length: > 0 } state)
+        state = Path.Combine(Environment.GetFolderPath(Environment.SpecialFolder.UserProfile), ".local", "state");
+    return Path.Combine(state, "refit-agent", "run", "agent.sock");
 }
+
+[DllImport("libc")]
+static extern uint geteuid();

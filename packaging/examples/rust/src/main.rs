@@ -6,7 +6,9 @@
 //! says that it cannot be made; 8: there is no service (run `refit-agent path BUNDLE MODEL`, which needs none).
 
 use std::env;
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -93,6 +95,17 @@ fn socket_path() -> PathBuf {
     if let Some(home) = env::var_os("REFIT_AGENT_HOME").filter(|home| !home.is_empty()) {
         return Path::new(&home).join("run/agent.sock");
     }
-    // A login session has this variable; see the README of this folder for one that has not.
-    Path::new(&env::var_os("XDG_RUNTIME_DIR").unwrap_or_default()).join("refit-agent/agent.sock")
+    let named = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    if let Some(runtime) = named("XDG_RUNTIME_DIR") {
+        return runtime.join("refit-agent/agent.sock");
+    }
+    // The user that this process acts as owns /proc/self.
+    if let Ok(me) = fs::metadata("/proc/self").map(|own| own.uid()) {
+        let user = PathBuf::from(format!("/run/user/{me}"));
+        if fs::metadata(&user).is_ok_and(|found| found.uid() == me) {
+            return user.join("refit-agent/agent.sock");
+        }
+    }
+    let home = named("HOME").unwrap_or_default();
+    named("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state")).join("refit-agent/run/agent.sock")
 }
