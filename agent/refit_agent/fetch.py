@@ -191,7 +191,9 @@ def forget_fetched(store: Store, path: str) -> bool:
         if "fetched" not in found[0].facts:
             return False
     # Read again: another process may have put a sound one in its place by now, which must stay.
-    verify(store, [key])
+    for verdict in verify(store, [key]):
+        if verdict.error is not None:
+            raise verdict.error
     return True
 
 

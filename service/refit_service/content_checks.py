@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable
 
@@ -24,21 +25,27 @@ from refit_service.jobs import Jobs
 from refit_service.threads import in_thread
 
 _FILE = "checked.json"
-#: Each engine that often, counted from when it was first seen: its maker has compared it.
+#: Each engine that often, counted from when it was published: its maker has compared it.
 _EVERY_S = 7 * 86400.0
 #: The first look comes when a session's start is over.
 _FIRST_LOOK_S, _LOOK_S = 600.0, 3600.0
 #: A twentieth of a core and of a slow SSD. An engine of a gigabyte takes 20 seconds.
 _BYTES_PER_S = 50e6
+#: After each engine: thousands of small ones must not keep a core either.
+_PAUSE_S = 0.05
 _BUSY_PAUSE_S = 15.0
+_SAVE_S = 60.0
 #: What else lies there, a file manager's notes for example, is nobody's engine.
 _KEY = re.compile(r"[0-9a-f]{64}")
 _decoder = msgspec.json.Decoder(dict[str, float])
 
 
 class ContentChecks:
-    """The checks of one service. ``on_damage`` is told of each engine that was found damaged, ``report`` of whatever kept
-    one from being read. Used by the event loop's thread alone."""
+    """The checks of one service, in a thread that lives for one round of them.
+
+    ``on_damage`` is told of each engine that was found damaged, ``report`` of whatever kept one from being read, both by
+    the event loop's thread, which alone calls the methods.
+    """
 
     def __init__(
         self,
@@ -58,7 +65,8 @@ class ContentChecks:
         damaged = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
         with contextlib.suppress(OSError, *damaged), open(self._path, "rb") as file:
             self._checked = _decoder.decode(file.read())
-        self._stopping = False
+        self._saved = dict(self._checked)
+        self._stopping = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -67,68 +75,90 @@ class ContentChecks:
 
     async def stop(self) -> None:
         """End; an engine that is being read is read again at the next start."""
-        self._stopping = True
+        self._stopping.set()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
 
     async def _run(self) -> None:
         await asyncio.sleep(_FIRST_LOOK_S)
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                await self._round()
+                await in_thread(lambda: self._round(loop), "check")
             except Exception as error:  # noqa: BLE001 - a fault here must not end all checks unnoticed
                 self._report(error, "check")
             await asyncio.sleep(_LOOK_S)
 
-    async def _round(self) -> None:
+    # ------------------------------------------------------------ in the thread
+
+    def _round(self, loop: asyncio.AbstractEventLoop) -> None:
         """Every engine that is due, one after the other."""
-        while (key := self._due()) and not _reason_to_wait():
-            if self._jobs.running is not None:
-                await asyncio.sleep(_BUSY_PAUSE_S)
-                continue
-            try:
-                done = await self._check(key)
-            except Cancelled:  # it made way, and comes again
-                continue
-            except Exception as error:  # noqa: BLE001 - whatever one engine has must not keep the others from being read
-                self._report(error, "check")
-                done = False
-            # One that could not be read is no sound one, nor one that is damaged and still where look-ups find it.
-            self._checked[key] = time.time() if done else time.time() - _EVERY_S + _LOOK_S
-            self._save()
+        saved = time.monotonic()
+        for key in self._due():
+            while self._jobs.running is not None and not self._stopping.is_set():
+                self._stopping.wait(_BUSY_PAUSE_S)
+            if self._stopping.is_set() or _reason_to_wait():
+                break
+            # One that makes way comes again in the next round: read anew at once it could keep the others from being
+            # read for ever, where engines are often made.
+            with contextlib.suppress(Cancelled):
+                done = self._check(key, loop)
+                # One that could not be read is no sound one, nor one that is damaged and still where look-ups find it.
+                self._checked[key] = time.time() if done else time.time() - _EVERY_S + _LOOK_S
+            if time.monotonic() - saved >= _SAVE_S:
+                self._save()
+                saved = time.monotonic()
+            self._stopping.wait(_PAUSE_S)
+        self._save()
 
-    async def _check(self, key: str) -> bool:
+    def _check(self, key: str, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether there is nothing more to do about this engine: it is sound, gone, or set aside."""
-        done = True
-        for verdict in await in_thread(lambda: verify(self._store, [key], self._slowly), "check"):
+        try:
+            verdicts = verify(self._store, [key], self._slowly)
+        except Cancelled:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever one engine has must not keep the others from being read
+            loop.call_soon_threadsafe(self._report, error, "check")
+            return False
+        for verdict in verdicts:
+            if verdict.error is not None:
+                loop.call_soon_threadsafe(self._report, verdict.error, "check")
             if verdict.fault:
-                self._on_damage(verdict)
-                done = done and verdict.set_aside != ""
-        return done
+                loop.call_soon_threadsafe(self._on_damage, verdict)
+        return all(v.error is None and (not v.fault or v.set_aside) for v in verdicts)
 
-    def _due(self) -> str:
-        """The engine that was not compared for longest, if that is long enough; "" otherwise."""
+    def _due(self) -> list[str]:
+        """The engines that were not compared for so long, that which was not for longest first."""
         now = time.time()
-        keys = set(filter(_KEY.fullmatch, self._store.list_keys()))
         # A clock that was set back must not put a check off for years.
-        known = {key: min(when, now) for key, when in self._checked.items() if key in keys}
-        present = dict.fromkeys(keys, now) | known
-        if present != self._checked:
-            self._checked = present
-            self._save()
-        key = min(self._checked, key=lambda k: (self._checked[k], k), default="")
-        return key if key and self._checked[key] <= now - _EVERY_S else ""
+        self._checked = {
+            key: min(self._checked[key] if key in self._checked else self._published(key), now)
+            for key in self._store.list_keys()
+            if _KEY.fullmatch(key)
+        }
+        due = [key for key, when in self._checked.items() if when <= now - _EVERY_S]
+        return sorted(due, key=lambda key: (self._checked[key], key))
+
+    def _published(self, key: str) -> float:
+        """When its files were put into its folder. Not when it was first seen: where nothing can be noted, every start
+        of the service would put its check off."""
+        try:
+            return os.stat(self._store.folder(key)).st_mtime
+        except OSError:
+            return time.time()  # it has just gone
 
     def _slowly(self, count: int) -> None:
-        """Called in the thread that reads, after each piece."""
-        if self._stopping or self._jobs.running is not None:
+        """Called after each piece that was read."""
+        if self._jobs.running is not None or self._stopping.wait(count / _BYTES_PER_S):
             raise Cancelled()
-        time.sleep(count / _BYTES_PER_S)
 
     def _save(self) -> None:
+        if self._checked == self._saved:
+            return  # a machine at rest has nothing to write
         with contextlib.suppress(OSError):  # then they are compared again after the next start
             replace_file(self._path, msgspec.json.encode(self._checked))
+            self._saved = dict(self._checked)
 
 
 def _reason_to_wait() -> str:

@@ -9,8 +9,9 @@ from aiohttp import web
 
 from refit_agent.cache.upkeep import list_entries, prune
 from refit_agent.cache.verify import verify
-from refit_agent.cli.cache_document import entry_document, quota
+from refit_agent.cli.cache_document import entry_document, quota, verdict_document
 from refit_agent.cli.explain_document import explain_document
+from refit_agent.errors import CacheError
 from refit_agent.gpu.detect import detect
 from refit_service.bodies import json_response, one_of, read_json
 from refit_service.openapi import document
@@ -108,8 +109,8 @@ async def verify_cache(request: web.Request) -> web.Response:
     for verdict in verdicts:
         if verdict.fault:
             note_damage(service.tally, service.warmer, verdict)
-    entries = [{"key": v.key, "ok": not v.fault, "fault": v.fault, "set_aside": v.set_aside} for v in verdicts]
-    return json_response({"cache": store.root, "ok": not any(v.fault for v in verdicts), "entries": entries})
+    entries = [verdict_document(verdict) for verdict in verdicts]
+    return json_response({"cache": store.root, "ok": all(e["ok"] for e in entries), "entries": entries})
 
 
 async def prune_cache(request: web.Request) -> web.Response:
@@ -120,8 +121,11 @@ async def prune_cache(request: web.Request) -> web.Response:
     def work() -> dict[str, object]:
         limit = quota(store) if body.max_bytes is None else body.max_bytes
         before = sum(cached.size for cached in list_entries(store))
-        removed = prune(store, limit)
+        failed: list[CacheError] = []
+        removed = prune(store, limit, failed)
         after = sum(cached.size for cached in list_entries(store))
+        if after > limit and failed:
+            raise failed[0]
         freed = before - after
         return {"cache": store.root, "removed": removed, "freed_bytes": freed, "bytes": after, "quota_bytes": limit}
 

@@ -18,8 +18,9 @@ import pytest
 from entries import key_of, put
 from refit_agent.cache.locks import key_lock, lock_path, try_key_lock
 from refit_agent.cache.store import Store
-from refit_agent.cache.upkeep import prune
+from refit_agent.cache.upkeep import clear, prune
 from refit_agent.cache.verify import verify
+from refit_agent.errors import CacheError, CacheUnwritable
 
 if sys.platform == "win32" or os.geteuid() != 0:
     pytest.skip("becoming another user needs root", allow_module_level=True)
@@ -132,6 +133,23 @@ def test_what_is_read_only_can_be_evicted_when_nobody_has_a_lease(store: Store, 
         _as_user(lambda: _assert_equal(prune(store, 0), []))
     _as_user(lambda: _assert_equal(prune(store, 0), [KEY]))
     assert os.listdir(f"{store.root}/engines") == os.listdir(f"{store.root}/tmp") == []
+
+
+@pytest.mark.parametrize("folder", ["engines", "tmp"])
+def test_what_cannot_be_removed_is_not_said_to_be_in_use(store: Store, folder: str) -> None:
+    """And an engine is not made in vain where it cannot be put."""
+    os.chmod(f"{store.root}/{folder}", 0o500)
+
+    def work() -> None:
+        for remove in (clear, lambda store, failed: (prune(store, 0, failed), [])):
+            failed: list[CacheError] = []
+            assert remove(store, failed) == ([], [])
+            assert [error.code for error in failed] == ["cache-unwritable"]
+        with pytest.raises(CacheUnwritable, match=f"{folder}: this user may not write there"):
+            store.prepare()
+        assert isinstance(store.lookup(KEY), tuple)
+
+    _as_user(work)
 
 
 def _assert_equal(one: object, other: object) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from refit_agent.cache.disk import write_error
 from refit_agent.cache.store import Store
-from refit_agent.errors import CacheBusy, CacheUnwritable
+from refit_agent.errors import CacheBusy, CacheUnwritable, DiskFull
 
 _POLL_S = 0.02
 
@@ -104,8 +104,8 @@ def try_key_lock(store: Store, key: str) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(key_lock(store, key, 0))
-        except (CacheBusy, CacheUnwritable):  # what cannot be locked is left as it is, and holds up nothing else
-            free = False
+        except (CacheBusy, CacheUnwritable, DiskFull):
+            free = False  # what cannot be locked is left as it is, and holds up nothing else
         else:
             free = True
         yield free

@@ -22,6 +22,8 @@ else:
 
 TEMPORARY = "tmp"
 QUARANTINE = "quarantine"
+#: Below the cache's own folder.
+FOLDERS = ("engines", "locks", TEMPORARY, QUARANTINE)
 _MAX_ENTRY_BYTES = 1 << 20
 _LOOKUP_TRIES = 5
 #: What opening says of a name under which there is no file: nothing, or a folder, a link, a socket.
@@ -178,8 +180,11 @@ class Store:
         try:
             os.makedirs(self.root, mode=0o700, exist_ok=True)
             self.check_owner()
-            for name in ("engines", "locks", TEMPORARY, QUARANTINE):
+            for name in FOLDERS:
                 os.makedirs(f"{self.root}/{name}", mode=0o700, exist_ok=True)
+                # Known now, and not when an engine has been made that cannot be put there.
+                if not os.access(f"{self.root}/{name}", os.W_OK | os.X_OK):
+                    raise CacheUnwritable(path=f"{self.root}/{name}", detail="this user may not write there")
             tag = f"{self.root}/CACHEDIR.TAG"
             if not os.path.exists(tag):
                 with open(tag, "wb") as file:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from refit_agent.cache.disk import disk_bytes, free_bytes, write_error
 from refit_agent.cache.entry import ENTRY_NAME, Entry, files_fault
-from refit_agent.cache.locks import remove_lock_file, try_key_lock
+from refit_agent.cache.locks import key_lock, remove_lock_file, try_key_lock
 from refit_agent.cache.store import QUARANTINE, TEMPORARY, Store, inspect_entry
-from refit_agent.errors import CacheUnwritable, DiskFull
+from refit_agent.errors import CacheBusy, CacheError, CacheUnwritable, DiskFull
 
 #: Left free beyond what an engine needs, so that filling the cache never fills the disk.
 DISK_MARGIN_BYTES = 256 << 20
@@ -42,10 +42,13 @@ def list_entries(store: Store) -> list[Cached]:
 def _inspect(store: Store, key: str) -> Cached:
     folder = store.folder(key)
     size, last_used = _measure(folder)
-    entry = inspect_entry(folder, key)
-    if isinstance(entry, str):
-        return Cached(key, None, size, last_used, entry)
-    return Cached(key, entry, size, last_used, files_fault(entry, folder))
+    entry: Entry | str = ""
+    try:
+        entry = inspect_entry(folder, key)
+        fault = entry if isinstance(entry, str) else files_fault(entry, folder)
+    except CacheUnwritable as error:  # one that cannot be read now must not hide the others
+        fault = str(error)
+    return Cached(key, None if isinstance(entry, str) else entry, size, last_used, fault)
 
 
 def _measure(folder: str) -> tuple[int, float]:
@@ -96,8 +99,8 @@ def _partials(store: Store) -> list[_Holding]:
     return found
 
 
-def _let_go(store: Store, holding: _Holding) -> bool:
-    return (_drop_partial if holding.partial else _evict)(store, holding.key)
+def _let_go(store: Store, holding: _Holding, failed: list[CacheError] | None = None) -> bool:
+    return _drop_partial(store, holding.key) if holding.partial else _evict(store, holding.key, failed)
 
 
 def make_room(store: Store, needed_bytes: int, quota_bytes: int) -> list[str]:
@@ -185,16 +188,21 @@ def _listdir(path: str) -> list[str]:
         raise write_error(error, path) from error
 
 
-def prune(store: Store, quota_bytes: int) -> list[str]:
-    """Sweep leftovers and evict until the cache is within ``quota_bytes``; gives the keys evicted."""
+def prune(store: Store, quota_bytes: int, failed: list[CacheError] | None = None) -> list[str]:
+    """Sweep leftovers and evict until the cache is within ``quota_bytes``; gives the keys evicted.
+
+    ``failed`` gets why others could not be, which nobody uses.
+    """
     sweep(store)
-    return keep_quota(store, 0, quota_bytes)
+    return keep_quota(store, 0, quota_bytes, failed)
 
 
-def keep_quota(store: Store, incoming_bytes: int, quota_bytes: int) -> list[str]:
+def keep_quota(
+    store: Store, incoming_bytes: int, quota_bytes: int, failed: list[CacheError] | None = None
+) -> list[str]:
     """Evict the least recently used entries until ``incoming_bytes`` more fit in the quota; gives their keys.
 
-    As `make_room`, for bytes that are on the disk already.
+    As `make_room`, for bytes that are on the disk already. ``failed`` as for `prune`.
     """
     removed: list[str] = []
     holdings = _holdings(store)
@@ -202,23 +210,28 @@ def keep_quota(store: Store, incoming_bytes: int, quota_bytes: int) -> list[str]
     for holding in holdings:
         if total <= quota_bytes:
             break
-        if _let_go(store, holding):
+        if _let_go(store, holding, failed):
             total -= holding.size
             if not holding.partial:
                 removed.append(holding.key)
     return removed
 
 
-def _evict(store: Store, key: str) -> bool:
-    """Remove one entry, unless it is leased or its maker has not handed it out yet."""
-    with try_key_lock(store, key) as ours:
-        try:
-            if not ours or not store.remove(key):
-                return False
-        except CacheUnwritable:
-            return False  # one that cannot be removed must not keep the others from making room
-        remove_lock_file(store, key)
-        return True
+def _evict(store: Store, key: str, failed: list[CacheError] | None = None) -> bool:
+    """Remove one entry, unless it is leased or its maker has not handed it out yet. One that cannot be removed must not
+    keep the others from making room: why is added to ``failed``."""
+    try:
+        with key_lock(store, key, 0):
+            removed = store.remove(key)
+            if removed:
+                remove_lock_file(store, key)
+            return removed
+    except CacheBusy:
+        return False
+    except (CacheUnwritable, DiskFull) as error:
+        if failed is not None:
+            failed.append(error)
+        return False
 
 
 def _drop_partial(store: Store, key: str) -> bool:
@@ -232,13 +245,21 @@ def _drop_partial(store: Store, key: str) -> bool:
         return not os.path.lexists(path)
 
 
-def clear(store: Store) -> tuple[list[str], list[str]]:
-    """Remove every entry and unfinished transfer; gives the entries' keys: those removed, and those leased, which stay."""
+def clear(store: Store, failed: list[CacheError] | None = None) -> tuple[list[str], list[str]]:
+    """Remove every entry and unfinished transfer; gives the entries' keys: those removed, and those in use, which stay.
+
+    ``failed`` gets why others could not be removed.
+    """
     sweep(store)
     for name in _listdir(f"{store.root}/{PARTIAL}"):
         _drop_partial(store, name)
     removed: list[str] = []
     kept: list[str] = []
+    failures: list[CacheError] = [] if failed is None else failed
     for key in store.list_keys():
-        (removed if _evict(store, key) else kept).append(key)
+        before = len(failures)
+        if _evict(store, key, failures):
+            removed.append(key)
+        elif len(failures) == before:
+            kept.append(key)
     return removed, kept

@@ -11,10 +11,10 @@ from refit_agent import paths
 from refit_agent.cache.store import Store
 from refit_agent.cache.upkeep import list_entries
 from refit_agent.cli import output, stop
-from refit_agent.cli.cache_document import entry_document, quota
+from refit_agent.cli.cache_document import entry_document, quota, verdict_document
 from refit_agent.cli.ensure import lazy_view
 from refit_agent.cli.group import json_option
-from refit_agent.errors import EntryDamaged
+from refit_agent.errors import CacheError, EntryDamaged
 from refit_agent.progress import Progress
 from refit_agent.settings import parse_size
 
@@ -108,21 +108,24 @@ def verify_command(as_json: bool) -> int:
 
         verdicts = verify(store, on_bytes=on_bytes)
     faults = [v for v in verdicts if v.fault]
+    unread = [v for v in verdicts if v.error is not None]
+    sound = not faults and not unread
     if as_json:
-        entries = [{"key": v.key, "ok": not v.fault, "fault": v.fault, "set_aside": v.set_aside} for v in verdicts]
-        output.emit_json({"cache": store.root, "ok": not faults, "entries": entries})
+        output.emit_json({"cache": store.root, "ok": sound, "entries": [verdict_document(v) for v in verdicts]})
     else:
         for verdict in verdicts:
-            output.emit(f"FAULT {verdict.key[:12]} {verdict.fault}" if verdict.fault else f"ok    {verdict.key[:12]}")
+            told = f"FAULT {verdict.key[:12]} {verdict.fault}" if verdict.fault else f"ok    {verdict.key[:12]}"
+            output.emit(told if verdict.error is None else f"?     {verdict.key[:12]} {verdict.error}")
         left = [v for v in faults if not v.set_aside]
         output.emit(
             f"{output.count_text(len(verdicts), 'engine')}: "
-            + (f"{len(faults)} damaged" if faults else "all sound")
+            + ("all sound" if sound else f"{len(faults)} damaged")
             + (f", {len(faults) - len(left)} set aside" if faults else "")
+            + (f", {len(unread)} could not be read" if unread else "")
         )
         if left:
             output.emit("  hint: What is not set aside is still found: make the cache writable and try again.")
-    return EntryDamaged.exit_code if faults else 0
+    return 0 if sound else EntryDamaged.exit_code
 
 
 @cache.command("prune", short_help="Evict until the cache fits its limit; delete leftovers.")
@@ -141,9 +144,12 @@ def prune_command(max_size: str | None, as_json: bool) -> int:
     store = _store()
     limit = quota(store) if max_size is None else parse_size(max_size, "--max-size")
     before = sum(c.size for c in list_entries(store))
+    failed: list[CacheError] = []
     with stop.patiently():
-        removed = prune(store, limit)
+        removed = prune(store, limit, failed)
     after = sum(c.size for c in list_entries(store))
+    if after > limit and failed:
+        raise failed[0]
     if as_json:
         output.emit_json({"cache": store.root, "removed": removed, "freed_bytes": before - after, "bytes": after, "quota_bytes": limit})  # fmt: skip
         return 0
@@ -167,8 +173,11 @@ def clear_command(as_json: bool) -> int:
 
     store = _store()
     before = sum(c.size for c in list_entries(store))
+    failed: list[CacheError] = []
     with stop.patiently():
-        removed, kept = clear(store)
+        removed, kept = clear(store, failed)
+    if failed:
+        raise failed[0]
     after = sum(c.size for c in list_entries(store))
     if as_json:
         output.emit_json({"cache": store.root, "removed": removed, "kept": kept, "freed_bytes": before - after, "bytes": after})  # fmt: skip

@@ -8,6 +8,7 @@ import sys
 from refit_agent.cache.entry import ENTRY_NAME
 from refit_agent.cache.store import Store
 from refit_agent.cache.upkeep import Cached, default_quota
+from refit_agent.cache.verify import Verdict
 from refit_agent.settings import cache_quota
 
 
@@ -48,4 +49,15 @@ def entry_document(store: Store, cached: Cached) -> dict[str, object]:
         "last_used": cached.last_used,
         "leased": is_leased(store, cached.key),
         "fault": cached.fault,
+    }
+
+
+def verdict_document(verdict: Verdict) -> dict[str, object]:
+    """What is known of one entry that was read whole; ``unread`` is why it could not be."""
+    return {
+        "key": verdict.key,
+        "ok": not verdict.fault and verdict.error is None,
+        "fault": verdict.fault,
+        "set_aside": verdict.set_aside,
+        "unread": "" if verdict.error is None else str(verdict.error),
     }

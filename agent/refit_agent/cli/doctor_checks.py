@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from refit_agent import __version__, logs, paths
 from refit_agent.cache.disk import free_bytes
-from refit_agent.cache.store import Store
+from refit_agent.cache.store import FOLDERS, Store
 from refit_agent.cache.upkeep import DISK_MARGIN_BYTES, list_entries
 from refit_agent.cli.cache_document import is_leased, quota
 from refit_agent.cli.inspect_commands import driver_text
@@ -156,8 +156,11 @@ def _folder(name: str, path: str, *, needs_room: bool) -> Check:
     if not stat.S_ISDIR(status.st_mode):
         return Check(name, "fail", f"{path} is not a folder", (), elsewhere, facts)
     facts["mode"] = mode = f"{stat.S_IMODE(status.st_mode):o}"
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        return Check(name, "fail", f"{summary}; it cannot be written (mode {mode})", (), elsewhere, facts)
+    for part in (path, *(f"{path}/{folder}" for folder in FOLDERS if needs_room)):
+        if os.path.exists(part) and not os.access(part, os.R_OK | os.W_OK | os.X_OK):
+            where = "it" if part == path else part
+            mode = f"{stat.S_IMODE(os.stat(part).st_mode):o}"
+            return Check(name, "fail", f"{summary}; {where} cannot be written (mode {mode})", (), elsewhere, facts)
     if needs_room:
         Store(path).check_owner()
     return _room(Check(name, "ok", f"{summary}, mode {mode}", facts=facts), free, needs_room)

@@ -18,8 +18,8 @@ class CacheInsecure(CacheError):
 
 class CacheUnwritable(CacheError):
     code = "cache-unwritable"
-    sentence = "The cache cannot be written at {path}: {detail}."
-    advice = "Make the folder writable, or point REFIT_AGENT_HOME elsewhere."
+    sentence = "The cache cannot be used at {path}: {detail}."
+    advice = "See to it that you can read and write there, or point REFIT_AGENT_HOME elsewhere."
 
 
 class StateInsecure(CacheError):

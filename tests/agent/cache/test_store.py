@@ -281,7 +281,7 @@ def test_errors_of_the_system_become_errors_of_the_cache() -> None:
     assert "free, and more is needed" in str(full)
     assert isinstance(write_error(OSError(errno.EDQUOT, "Quota exceeded"), "/"), DiskFull)
     other = write_error(OSError(errno.EROFS, "Read-only file system", "/cache/x"), "/cache")
-    assert str(other) == "The cache cannot be written at /cache/x: Read-only file system."
+    assert str(other) == "The cache cannot be used at /cache/x: Read-only file system."
 
 
 def test_a_file_that_a_file_server_withholds_is_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,18 @@ def test_wrong_sizes_and_settings(cli: Cli) -> None:
     assert cli("cache").code == 2
     cli.home.write_text("a file where the home should be")
     assert cli("cache", "list").code == 7
+
+
+def test_on_a_disk_that_became_read_only(cli: Cli, bundle: Path, mounted: Callable[[str], Path]) -> None:
+    """Nothing can be removed, and nobody uses it: that is no success, and ``doctor`` sees it too."""
+    place = mounted("size=1g,mode=700")
+    cli.env["REFIT_AGENT_CACHE_DIR"] = str(place)
+    assert cli("provision", bundle).code == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+    for command in (["clear"], ["clear", "--json"], ["prune", "--max-size", "1"]):
+        ran = cli("cache", *command)
+        assert ran.code == 7 and "cache-unwritable" in ran.out + ran.err and "in use" not in ran.out + ran.err
+    assert cli("cache", "list").code == cli("cache", "verify").code == 0
+    assert cli("path", bundle, "classifier").code == 0, "a hit needs no writing"
+    checks = {check["name"]: check for check in cli("doctor", "--json").document["checks"]}
+    assert checks["cache folder"]["status"] == "fail" and "cannot be written" in checks["cache folder"]["summary"]

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +25,16 @@ from .lines import Lines
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 #: Of each weights file that much comes before the server pauses.
 PIECE = 4096
+
+
+def _rest(process: subprocess.Popen[str]) -> str:
+    """What it still prints, to its end. By the file that has read the lines before: ``communicate`` reads past it, and
+    loses what that file has read ahead."""
+    assert process.stdout is not None and process.stderr is not None
+    with process.stdout, process.stderr:
+        rest = process.stdout.read()
+        process.wait(60)
+    return rest
 
 
 def _until(condition: Callable[[], Any], seconds: float = 30) -> None:
@@ -168,8 +179,7 @@ def test_in_the_middle_of_a_download(cli: Cli, remote: Path, source: Source, sig
         seen += process.stdout.readline()
         assert process.poll() is None
     process.send_signal(signum)
-    rest, _ = process.communicate(timeout=30)
-    lines = Lines(seen + rest, whole=signum != signal.SIGKILL)
+    lines = Lines(seen + _rest(process), whole=signum != signal.SIGKILL)
     assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum)
     fetching = [step for step in lines.steps if step["phase"] == "fetch"]
     assert fetching and fetching[-1]["model"] == "m2" and fetching[-1]["total"] == len(source.files["/m2.onnx"])
@@ -208,7 +218,7 @@ if sys.platform != "win32":
                 if json.loads(line).get("phase") in ("check", "open"):
                     break
             slow.go()
-            lines.append(process.communicate(timeout=60)[0])
+            lines.append(_rest(process))
             entries = service.status["cache"]["entries"]
         told = Lines("".join(lines))
         assert told.result["ok"] and told.percent == 100 and entries == 4
