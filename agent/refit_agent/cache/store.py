@@ -181,10 +181,13 @@ class Store:
             os.makedirs(self.root, mode=0o700, exist_ok=True)
             self.check_owner()
             for name in FOLDERS:
-                os.makedirs(f"{self.root}/{name}", mode=0o700, exist_ok=True)
+                folder = f"{self.root}/{name}"
+                os.makedirs(folder, mode=0o700, exist_ok=True)
                 # Known now, and not when an engine has been made that cannot be put there.
-                if not os.access(f"{self.root}/{name}", os.W_OK | os.X_OK):
-                    raise CacheUnwritable(path=f"{self.root}/{name}", detail="this user may not write there")
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    probe = f"{folder}/{_unique()}"
+                    os.mkdir(probe)  # the system says why not
+                    os.rmdir(probe)
             tag = f"{self.root}/CACHEDIR.TAG"
             if not os.path.exists(tag):
                 with open(tag, "wb") as file:
