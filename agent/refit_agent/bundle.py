@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from refit_agent.errors.bundle import file_error, is_machine_s_fault
 from refit_agent.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest, Model, decode_manifest
 
 MANIFEST_NAME = "bundle.json"
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_RIGHTS = "Give this user the right to read the bundle's folder and its files, or run this as a user who has it."
 #: O_NONBLOCK: a FIFO in this place must not hold the caller for ever.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -82,6 +85,9 @@ class Bundle:
                 os.close(fd)
         except OSError as error:
             detail = error.strerror or str(error)
+            if error.errno in _FORBIDDEN:
+                # There may well be a bundle: to look for another folder would be in vain.
+                raise BundleFileUnreadable(path=name, detail=detail, hint=_RIGHTS) from error
             if is_machine_s_fault(error):
                 raise BundleFileUnreadable(path=name, detail=detail) from error
             raise BundleMissing(bundle=root, detail=f"{detail} ({name})") from error

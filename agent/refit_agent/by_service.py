@@ -27,9 +27,17 @@ class Made(NamedTuple):
 
 def service_to_ask(candidates: Sequence[Candidate], *, insist: bool) -> str:
     """The socket to ask at, or "" where there is none or must be none. With ``insist`` that is an error."""
-    path = "" if os.environ.get(IN_SERVICE_VARIABLE) == "1" else socket_path()
-    if not path:
-        why = "this process is not to use one"
+    in_service = os.environ.get(IN_SERVICE_VARIABLE) == "1"
+    path = "" if in_service else socket_path()
+    hint = ""
+    if in_service:
+        why, hint = "this process is not to use one", "Ask without service=True: the process works by itself then."
+    elif not path:
+        if insist:
+            from refit_agent.client.trust import require_place
+
+            require_place(path)
+        return ""
     elif any(c.engine.host_code or c.engine.lean_runtime is not None for c in candidates):
         why = "the bundle brings code of its own, and whether that may run is for this process to say"
     elif not os.path.lexists(path):
@@ -37,7 +45,7 @@ def service_to_ask(candidates: Sequence[Candidate], *, insist: bool) -> str:
     else:
         return path
     if insist:
-        raise ServiceUnreachable(path=path, detail=why)
+        raise ServiceUnreachable(path=path, detail=why, hint=hint)
     return ""
 
 

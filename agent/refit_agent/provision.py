@@ -26,7 +26,6 @@ from refit_agent.errors import (
     DeviceError,
     DiskFull,
     FetchError,
-    NoMatchingEngine,
     PlanRefused,
     RefitAgentError,
     RefitError,
@@ -39,7 +38,7 @@ from refit_agent.keys import attempt_context, engine_facts, engine_key
 from refit_agent.machine import Machine
 from refit_agent.manifest import Model
 from refit_agent.progress import ProgressCallback, ProgressMeter
-from refit_agent.selection import Candidate, Selection, no_match_detail, select
+from refit_agent.selection import Candidate, Selection, select
 from refit_agent.settings import DEFAULT_DEADLINE_S
 
 #: What ``path`` of an engine is to be: the plan, or an ONNX file that ONNX Runtime loads it through.
@@ -183,7 +182,11 @@ def ensure_engine(
         return _engine(made, candidate, selection, attempts, form, hit=hit)
     if hindered is not None:
         raise hindered
-    raise first if first is not None else _nothing_fits(opened, wanted, selection)
+    if first is not None:
+        raise first
+    from refit_agent.selection.nothing_fits import nothing_fits
+
+    raise nothing_fits(opened.manifest, wanted, selection, machine, target)
 
 
 def _require_sound(deadline_s: float, form: str) -> None:
@@ -297,16 +300,6 @@ def _engine(
         ),
         lease=lease,
     )
-
-
-def _nothing_fits(bundle: Bundle, model: Model, selection: Selection) -> RefitAgentError:
-    app = f"'{bundle.manifest.app.name} {bundle.manifest.app.version}'"
-    for refusal in selection.refusals:
-        if refusal.code == "runtime-missing" and model.engines[refusal.number].runtime == "onnxruntime":
-            return RuntimeMissing(
-                model=model.name, runtime="ONNX Runtime", extra="cpu", detail=no_match_detail(selection)
-            )
-    return NoMatchingEngine(count=len(model.engines), model=model.name, app=app, detail=no_match_detail(selection))
 
 
 def explain(

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 from refit_agent.errors import SettingInvalid
 
+#: A quota below it is a slip of the pen.
+_LEAST_BYTES = 10_000
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 #: Where weights may be fetched from when nobody said otherwise: what is encrypted, and asks for credentials of its own.
@@ -37,7 +40,8 @@ class WrongForm(Exception):  # noqa: N818 - no error that anybody is shown
 
 
 class Key(NamedTuple):
-    """One setting. ``decode`` makes its value of TOML's, and of what ``split`` makes of the variable's text."""
+    """One setting. ``decode`` makes its value of TOML's, and of what ``split`` makes of the variable's text. ``wanted``
+    says what TOML may hold, and the variable too unless ``wanted_text`` says otherwise."""
 
     variable: str
     wanted: str
@@ -46,6 +50,7 @@ class Key(NamedTuple):
     split: Callable[[str], object] = str
     #: Whether a variable that is set to nothing says something: an empty list does.
     empty_counts: bool = False
+    wanted_text: str = ""
 
 
 def parse_size(text: str, name: str = "the size") -> int:
@@ -54,10 +59,12 @@ def parse_size(text: str, name: str = "the size") -> int:
     if number and number[-1] in _UNITS:
         number, unit = number[:-1], number[-1]
     try:
-        value = int(float(number) * _UNITS[unit])
+        count = float(number) * _UNITS[unit]
+        # Up: half a byte is too little for anything, but it is not none.
+        value = math.ceil(count)
     except (ValueError, OverflowError):
-        value = -1
-    if value < 0:
+        count = value = -1
+    if count < 0:
         raise SettingInvalid(name=name, value=text, wanted="a size such as 500M or 20G")
     return value
 
@@ -68,10 +75,9 @@ def parse_size(text: str, name: str = "the size") -> int:
 def _size(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise WrongForm
-    text = str(value).strip()
-    size = parse_size(text)
-    # Somebody who writes 20 does not mean 20 bytes, in which no engine would stay.
-    if text[-1:].isdigit() and size < 10_000 and text != "0":
+    size = parse_size(str(value))
+    # Somebody who writes 20, or 20B, does not mean 20 bytes, in which no engine would stay.
+    if 0 < size < _LEAST_BYTES:
         raise WrongForm
     return size
 
@@ -158,6 +164,7 @@ def _by_path_separator(text: str) -> list[str]:
 
 
 _FOLDER = "an absolute path or one that begins with ~/, with {user} for the user's name if wanted"
+_SWITCH_TEXTS = "1, 0, true or false"
 #: By name, in the order in which they are shown.
 KEYS: dict[str, Key] = {
     "cache_dir": Key("REFIT_AGENT_CACHE_DIR", _FOLDER, None, _folder, _folder_of_text),
@@ -174,8 +181,12 @@ KEYS: dict[str, Key] = {
         "REFIT_AGENT_REGISTER_FROM", f"a list of folders, each {_FOLDER}", None, _folders,
         _by_path_separator, empty_counts=True,
     ),
-    "warm": Key("REFIT_AGENT_WARM", "true or false", True, _switch, _switch_of_text),
-    "warm_on_battery": Key("REFIT_AGENT_WARM_ON_BATTERY", "true or false", False, _switch, _switch_of_text),
+    "warm": Key(
+        "REFIT_AGENT_WARM", "true or false", True, _switch, _switch_of_text, wanted_text=_SWITCH_TEXTS
+    ),
+    "warm_on_battery": Key(
+        "REFIT_AGENT_WARM_ON_BATTERY", "true or false", False, _switch, _switch_of_text, wanted_text=_SWITCH_TEXTS
+    ),
     "warm_busy_percent": Key(
         "REFIT_AGENT_WARM_BUSY_PERCENT", "a percentage from 0 to 101 (101: never too busy)", DEFAULT_BUSY_PERCENT, _percent
     ),

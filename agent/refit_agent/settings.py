@@ -105,14 +105,16 @@ def _say_unknown(path: str, names: str) -> None:
 
 def _from_file(name: str, file: settings_file.SettingsFile) -> Found:
     given = file.values[name]
-    return Found(_decoded(name, given, f"{name} in {file.path}", given), file.kind, file.path)
+    value = _decoded(name, given, f"{name} in {file.path}", given, KEYS[name].wanted)
+    return Found(value, file.kind, file.path)
 
 
 def _from_environment(name: str, env: Mapping[str, str]) -> Found | None:
     key = KEYS[name]
     text = env.get(key.variable)
     if text or (text is not None and key.empty_counts):
-        return Found(_decoded(name, key.split(text), key.variable, text), "environment", key.variable)
+        value = _decoded(name, key.split(text), key.variable, text, key.wanted_text or key.wanted)
+        return Found(value, "environment", key.variable)
     root = env.get(HOME_VARIABLE) if name == "cache_dir" else None
     if root:
         place = os.path.join(os.path.abspath(os.path.expanduser(root)), "cache")
@@ -120,14 +122,13 @@ def _from_environment(name: str, env: Mapping[str, str]) -> Found | None:
     return None
 
 
-def _decoded(name: str, value: object, where: str, shown: object) -> object:
-    key = KEYS[name]
+def _decoded(name: str, value: object, where: str, shown: object, wanted: str) -> object:
     try:
-        return key.decode(value)
+        return KEYS[name].decode(value)
     except (WrongForm, SettingInvalid) as error:
         # TOML knows dates, too, and facts have to go through JSON.
         plain = shown if isinstance(shown, (str, int, float)) else str(shown)
-        raise SettingInvalid(name=where, value=plain, wanted=key.wanted) from error
+        raise SettingInvalid(name=where, value=plain, wanted=wanted) from error
 
 
 # ---------------------------------------------------------------- the settings, one by one

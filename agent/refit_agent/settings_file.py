@@ -36,7 +36,7 @@ REGISTRY_PLACE = rf"HKLM\{_REGISTRY_KEY}\{_REGISTRY_VALUE}"
 _OVERFLOW_FILE = "/proc/sys/kernel/overflowuid"
 _MOST_BYTES = 64 << 10
 #: O_NONBLOCK: a FIFO in this place must not hold the caller for ever.
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _Identity = tuple[int, ...]
 
 
@@ -91,7 +91,7 @@ def read(kind: Kind, environ: Mapping[str, str] | None = None) -> SettingsFile |
 
 def _load(kind: Kind, path: str) -> tuple[_Identity, SettingsFile] | None:
     try:
-        fd = os.open(path, _OPEN_FLAGS)
+        fd = os.open(path, OPEN_FLAGS)
     except FileNotFoundError as error:  # removed this moment
         _require_none(kind, path, error)
         return None

@@ -61,7 +61,7 @@ def _paths() -> Document:
     bundle_id, lease_id = _path_parameter("The id of a bundle."), _path_parameter("The id of a lease.")
     return {
         "/v1/health": {"get": _operation("health", "Whether the service answers.", {200: _json("Health")}, [])},
-        "/v1/status": {"get": _operation("status", "What the service does.", {200: _json("Status")}, [507])},
+        "/v1/status": {"get": _operation("status", "What the service does.", {200: _json("Status")}, [400, 507])},
         "/v1/gpus": {
             "get": _operation("gpus", "This machine as selection sees it.", {200: _wrapped("machine", "Machine")}, [])
         },
@@ -71,7 +71,7 @@ def _paths() -> Document:
                 "registerBundle",
                 "Register a bundle; its engines are made in the background. Lasts until it is removed.",
                 {201: _json("BundleRecord"), 200: _json("BundleRecord", "It was registered already.")},
-                [400, 413, 422, 507],
+                [400, 413, 422, 503, 507],
                 body="RegisterRequest",
             ),
         },
@@ -109,11 +109,11 @@ def _paths() -> Document:
                 "explain",
                 "What would be chosen, and why not the rest: as `refit-agent explain --json`.",
                 {200: _object()},
-                [400, 404, 422],
+                [400, 404, 422, 503, 507],
                 query=("bundle", "model", "profile", "target"),
             )
         },
-        "/v1/cache": {"get": _operation("listCache", "The engines in the cache.", {200: _object()}, [507])},
+        "/v1/cache": {"get": _operation("listCache", "The engines in the cache.", {200: _object()}, [400, 507])},
         "/v1/cache:verify": {
             "post": _operation(
                 "verifyCache",
@@ -149,7 +149,7 @@ def _paths() -> Document:
                 "metrics",
                 "Prometheus text.",
                 {200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
-                [507],
+                [400, 507],
             )
         },
     }

@@ -160,3 +160,33 @@ def test_a_disk_that_fails_does_not_make_a_file_missing(
     monkeypatch.setattr(os, "open", fail)
     with pytest.raises(BundleFileUnreadable, match=r"bundle\.json"):
         Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_manifest_that_may_not_be_read_is_not_called_missing(
+    sound_bundle: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whoever reads that must not look for another folder: it is the rights that are wrong."""
+
+    def fail(path: str, *args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(BundleFileUnreadable, match=rf"bundle\.json cannot be read now: {os.strerror(number)}") as info:
+        Bundle.open(sound_bundle)
+    assert "the right to read" in info.value.hint
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="rights as POSIX has them")
+def test_another_user_s_manifest_is_not_called_missing(sound_bundle: Path) -> None:
+    """Nor with a manifest that its owner has closed."""
+    (sound_bundle / "bundle.json").chmod(0)
+    before = os.geteuid()
+    try:
+        if before == 0:
+            os.seteuid(12345)
+        with pytest.raises(BundleFileUnreadable, match="Permission denied"):
+            Bundle.open(sound_bundle)
+    finally:
+        os.seteuid(before)
+        (sound_bundle / "bundle.json").chmod(0o644)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import string
 
+import msgspec
 import pytest
 
 from refit_agent import errors
@@ -79,6 +80,45 @@ def test_sizes_are_for_people_in_the_sentence_and_numbers_in_the_facts() -> None
     assert "has 1073741824 B free, and 1073741825 B is needed" in str(close), "rounded it would be enough"
     short = GpuMemoryShort(gpu="cuda:0", free_bytes=1 << 30, needed_bytes=3 << 30, short_bytes=2 << 30)
     assert str(short) == "GPU cuda:0 has 1.0 GiB of memory free, and 3.0 GiB is needed: 2.0 GiB short."
+
+
+_DEEP: object = []
+for _ in range(900):
+    _DEEP = [_DEEP]
+
+
+#: JSON that cannot be shown, or not be written again.
+HOSTILE: dict[str, object] = {
+    "more than a float": 10**400,
+    "less than a float": -(10**400),
+    "more than 64 bits": 1 << 64,
+    "more digits than Python writes": 10**5000,
+    "a list of such": [10**5000],
+    "a table of such": {"a": {"b": 10**5000}},
+    "deep": _DEEP,
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda k: k.code)
+def test_what_a_document_carries_never_hides_the_error(kind: type[RefitAgentError], what: str) -> None:
+    """A worker or a service may send any JSON: there are words, a hint, and a document of it all the same."""
+    fact = HOSTILE[what]
+    names = _fields(kind) | {"hint"}
+    for name in names:
+        facts: dict[str, object] = dict.fromkeys(names, "x")
+        error = from_wire(kind.code, facts | {name: fact})
+        assert str(error) and error.hint and repr(error) and msgspec.json.encode(error.facts)
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    unknown = from_wire("from-the-future", {"a": fact})
+    assert "from-the-future" in str(unknown)
+
+
+def test_the_largest_sizes_are_still_numbers() -> None:
+    """Those that a disk could have."""
+    full = DiskFull(path="/d", free_bytes=(1 << 63) - 1, needed_bytes=1 << 63)
+    assert "9223372036854775807 B free, and 9223372036854775808 B is needed" in str(full)
+    assert "a number of 1329 bits" in str(DiskFull(path="x", free_bytes=10**400, needed_bytes=1))
 
 
 def test_a_fact_may_have_any_name() -> None:

@@ -41,6 +41,8 @@ def test_otherwise_the_user_s_own_folders_are_used_and_nothing_is_created(
         ("500", 500),
         ("1K", 1024),
         ("1.5k", 1536),
+        ("0.5", 1),
+        ("0.0", 0),
         ("500MB", 500 << 20),
         ("20GiB", 20 << 30),
         (" 1 T ", 1 << 40),
@@ -51,7 +53,7 @@ def test_sizes_are_read_in_powers_of_1024(text: str, value: int) -> None:
     assert parse_size(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "many", "-1", "5%", "nan", "inf", "1e999", "K", "10X"])
+@pytest.mark.parametrize("text", ["", "many", "-1", "-0.5", "5%", "nan", "inf", "1e999", "K", "10X"])
 def test_a_size_that_is_none_is_refused_with_an_example(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the setting, the value and the form."""
     with pytest.raises(SettingInvalid, match="500M or 20G"):

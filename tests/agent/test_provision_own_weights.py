@@ -81,8 +81,24 @@ def test_weights_of_another_graph_are_refused(bundle: Path, tmp_path: Path, chan
     else:
         model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "more"))
     onnx.save(model, tmp_path / "own.onnx")
-    with pytest.raises(WeightsMismatch):
+    with pytest.raises(OwnWeightsInvalid, match=r"own\.onnx cannot be used: .*the bundle's model") as info:
         ensure_engine(bundle, MODEL, weights=tmp_path / "own.onnx")
+    assert info.value.exit_code == 2 and "ONNX file of the same model" in info.value.hint
+    if change == "another shape":
+        assert f"its tensor 'w1' is float32 [{SIZE // 2}, {SIZE * 2}]" in str(info.value)
+
+
+def test_another_model_altogether_is_the_caller_s_mistake(bundle: Path, tmp_path: Path, home: Path) -> None:
+    """Also with none of the names that the plan asks for; and nothing is held against the engine."""
+    tensors = [numpy_helper.from_array(np.ones((2, 2), np.float32), "kernel")]
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [2, 2]) for n in "ab"]
+    node = onnx.helper.make_node("MatMul", ["a", "kernel"], ["b"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:], tensors), ir_version=9)
+    onnx.save(model, tmp_path / "other.onnx")
+    for _ in range(2):
+        with pytest.raises(OwnWeightsInvalid, match="its main graph is not that of the bundle's model"):
+            ensure_engine(bundle, MODEL, weights=tmp_path / "other.onnx")
+    assert not list((home / "state").glob("failures/*"))
 
 
 def test_an_identical_plan_takes_its_own_weights_only_with_external_data_too(tmp_path: Path) -> None:

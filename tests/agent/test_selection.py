@@ -354,6 +354,14 @@ def test_a_gpu_target_without_a_gpu_carries_the_reason() -> None:
         run(model(engine()), machine(), target="cuda:0")
     assert "libnvidia-ml.so.1" in caught.value.hint
     assert codes(run(model(engine(), CPU), machine(), target="gpu")) == [(0, "", "no-gpu"), (1, "", "other-target")]
+    for target in ("gpu", "cuda"):
+        (refusal,) = run(model(CPU), machine(), target=target).refusals
+        assert refusal.reason.startswith(f"only {target} was asked for, and no GPU can be used here: ")
+        assert "libnvidia-ml.so.1" in refusal.reason and "libnvidia-ml.so.1" in refusal.need
+    (refusal,) = run(model(CPU), machine(gpu()), target="gpu").refusals
+    assert refusal.reason == "only gpu was asked for"
+    (refusal,) = run(model(engine()), machine(), target="cpu").refusals
+    assert refusal.reason == "only cpu was asked for"
 
 
 # ------------------------------------------------------------------ the sentence
@@ -371,7 +379,7 @@ def test_no_match_detail_tells_what_can_be_changed_soonest() -> None:
     result = run(
         model(engine(min_driver="590.0")), machine(gpu(0, A10, "8.6"), gpu(1))
     )  # cuda:0 lacks the capability, cuda:1 only the driver
-    assert no_match_detail(result) == "1 needs NVIDIA driver 590.0 or newer (update the NVIDIA driver)"
+    assert no_match_detail(result) == "it needs NVIDIA driver 590.0 or newer (update the NVIDIA driver)"
 
 
 def test_no_match_detail_stays_short() -> None:

@@ -57,6 +57,11 @@ def test_the_user_s_file_can_be_left_out(files: SettingsFiles, monkeypatch: pyte
     [
         ("cache_quota", "1073741824", 1 << 30),
         ("cache_quota", '"500M"', 500 << 20),
+        ("cache_quota", '"10000B"', 10_000),
+        ("cache_quota", "0", 0),
+        ("cache_quota", '"00"', 0),
+        ("cache_quota", '"0.0"', 0),
+        ("cache_quota", '"0 GB"', 0),
         ("fetch", '["https"]', ("https",)),
         ("fetch", "[]", ()),
         ("public_keys", f'["{KEY}"]', (KEY,)),
@@ -129,6 +134,12 @@ def test_a_variable_that_is_set_to_nothing_says_nothing(
         ("cache_quota", '"20.0"'),
         ("cache_quota", '"1e3"'),
         ("cache_quota", '"0.5"'),
+        ("cache_quota", '"0.5B"'),
+        ("cache_quota", '"20B"'),
+        ("cache_quota", '"9999B"'),
+        ("cache_quota", '"1k"'),
+        ("cache_quota", '"9.7 KiB"'),
+        ("cache_quota", '"-0.5"'),
         ("cache_quota", "true"),
         ("cache_quota", "1979-05-27"),
         ("fetch", '"https"'),
@@ -174,6 +185,19 @@ def test_a_wrong_value_is_an_error_that_names_file_and_key(
     json.dumps(info.value.facts)
     other = settings.find("warm" if name == "fetch" else "fetch")
     assert other.value == (False if name == "fetch" else ("s3",))
+
+
+@pytest.mark.parametrize("name", ["warm", "warm_on_battery"])
+def test_a_wrong_switch_is_told_all_that_is_taken_there(
+    files: SettingsFiles, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Numbers in the environment alone: TOML has true and false."""
+    monkeypatch.setenv(settings.KEYS[name].variable, "maybe")
+    with pytest.raises(SettingInvalid, match=r" is 'maybe', which is not 1, 0, true or false\.$"):
+        settings.find(name)
+    files.policy(f"{name} = 1")
+    with pytest.raises(SettingInvalid, match=r" is 1, which is not true or false\.$"):
+        settings.find(name)
 
 
 def test_wrong_variables_are_errors_too(files: SettingsFiles, monkeypatch: pytest.MonkeyPatch) -> None:

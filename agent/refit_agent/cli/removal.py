@@ -30,7 +30,8 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 #: A key with what makes the name its own: ".lock", ".1234-5678abcd".
 _OF_KEY = re.compile(r"([0-9a-f]{64})(\.[0-9a-z-]+)?")
 _STATE_FILES = re.compile(r"(machine|bundles|warm|checked)\.json(\.damaged|\.[0-9a-z_]{8}(\.tmp)?)?")
-_FAILURES = re.compile(r"[0-9a-f]{64}\.json|[0-9a-f]{64}\.[0-9a-f]{8}\.tmp")
+#: A note, and what a writer that was killed leaves of one: "KEY.json.1234abcd.tmp", of older versions "KEY.1234abcd.tmp".
+_FAILURES = re.compile(r"[0-9a-f]{64}(\.json|(\.json)?\.[0-9a-f]{8}\.tmp)")
 _LOGS = re.compile(r"service\.log(\.[0-9]+)?")
 #: What removing an empty folder says where the folder above is somebody else's, or where something is mounted on it.
 _NOT_THIS_USER_S = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS)

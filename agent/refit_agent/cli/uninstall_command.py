@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 import click
@@ -19,6 +20,7 @@ from refit_agent.service_socket import socket_path
 _SHOWN = 20
 _TAKEN = "The cache was taken to be {}."
 _NAMES_A_CACHE = "it cannot be read, and may name another cache (cache_dir): remove that folder, then this file"
+_MOST_BYTES = 1 << 20
 _PROGRAM = "refit-agent itself stays: remove it with what installed it (apt, the app's uninstaller, pip)."
 
 
@@ -42,6 +44,9 @@ def uninstall(purge: bool, force: bool, yes: bool, as_json: bool) -> int:
         raise click.UsageError("--force belongs to --purge.")
     home, unread = _home()
     place = socket_path()
+    settings = settings_file.path_of("user")
+    # Gigabytes may lie there, and nothing else knows where.
+    keeps_settings = bool(unread) and _may_name_a_cache(settings)
     _require_own(home.state)
     if not yes and not _agreed(home, purge=purge):
         return 1
@@ -60,9 +65,7 @@ def uninstall(purge: bool, force: bool, yes: bool, as_json: bool) -> int:
         removal.state(home.state)
         if purge:
             removal.cache(store, force=force)
-            settings = settings_file.path_of("user")
-            if unread and _may_name_a_cache(settings):
-                # Gigabytes may lie there, and nothing else knows where.
+            if keeps_settings:
                 removal.left.append((settings, _NAMES_A_CACHE))
             else:
                 removal.file(settings)
@@ -90,12 +93,19 @@ def _home() -> tuple[paths.Home, str]:
 
 
 def _may_name_a_cache(path: str) -> bool:
+    """Whether the settings file, which could not be understood, may say where the cache is: unless it is a file that
+    can be read whole and has no word of it."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(1 << 20)
+        fd = os.open(path, settings_file.OPEN_FLAGS)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return True
+            data = os.read(fd, _MOST_BYTES + 1)
+        finally:
+            os.close(fd)
     except OSError:
         return True
-    return b"cache_dir" in data.replace(b"\0", b"")  # in whatever an editor has made of it
+    return len(data) > _MOST_BYTES or b"cache_dir" in data.replace(b"\0", b"")  # in whatever an editor has made of it
 
 
 def _require_own(state: str) -> None:

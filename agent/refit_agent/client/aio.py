@@ -14,7 +14,7 @@ import msgspec
 from refit_agent.client import calls, messages
 from refit_agent.client.answers import EnsureAnswer, decoded, ensure_patience_s, within_limits
 from refit_agent.client.http import UNIX, Answer, Head, Malformed, Replaced, Whom, request_bytes
-from refit_agent.client.trust import check_path, check_peer
+from refit_agent.client.trust import check_path, check_peer, require_place
 from refit_agent.client.wire import ANSWER_S, CONNECT_S, MOST_BODY_BYTES, SILENCE_S
 from refit_agent.errors import ServiceUnreachable
 from refit_agent.machine import Machine
@@ -189,6 +189,7 @@ class AsyncClient:
             writer.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Whom]:
+        require_place(self.path)
         if is_loopback(self.path):
             return await self._connect_to_port()
         check_path(self.path)

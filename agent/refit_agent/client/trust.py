@@ -52,6 +52,13 @@ else:
         return ""
 
 
+def require_place(path: str) -> None:
+    """Raise ServiceUnreachable for "", which is no place: `socket_path` gives it where no service is to be used."""
+    if not path:
+        hint = "Unset REFIT_AGENT_SOCKET to use the service at its usual place."
+        raise ServiceUnreachable(path=path, detail="REFIT_AGENT_SOCKET is empty", hint=hint)
+
+
 def check_peer(path: str, connection: socket.socket) -> None:
     """Raise ServiceUnreachable unless the program at the other end runs as our user, where the system tells."""
     option = getattr(socket, "SO_PEERCRED", None)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from refit_agent.client.http import UNIX, Answer, Head, Malformed, Replaced, Whom, request_bytes
-from refit_agent.client.trust import check_path, check_peer
+from refit_agent.client.trust import check_path, check_peer, require_place
 from refit_agent.errors import Cancelled, ServiceUnreachable
 from refit_agent.service_socket import is_loopback
 
@@ -44,6 +44,7 @@ class Connection:
         Raises:
             ServiceUnreachable: there is none.
         """
+        require_place(path)
         self._path = path
         self._used = False
         self._whom: Whom

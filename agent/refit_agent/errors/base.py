@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+#: A document nests no deeper on purpose; Python shows only so much before it raises RecursionError.
+_DEEPEST = 8
+
 
 class _Facts(dict[str, object]):
     """Format a template although a fact is missing: a KeyError here would hide the real error."""
@@ -22,13 +25,28 @@ def size_text(count: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def _plain(value: object, depth: int = 0) -> object:
+    """The fact as it is, but for what no sentence could show and no JSON hold: whatever another process has sent, str()
+    of its error must not raise another one."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return f"(a number of {value.bit_length()} bits)"
+    if isinstance(value, (list, tuple, dict)) and depth == _DEEPEST:
+        return "(more)"
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item, depth + 1) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        return {name: _plain(item, depth + 1) for name, item in value.items()}
+    return value
+
+
 class RefitAgentError(Exception):
     """Base of every error raised on purpose; catch it to catch them all.
 
     Attributes:
         code: stable kebab-case name of the situation.
         facts: what the sentence was built from; JSON-compatible values. Those whose names end in ``_bytes`` are
-            numbers here, and sizes for people in the sentence.
+            numbers here, and sizes for people in the sentence. Numbers of more than 64 bits are words.
         hint: what the reader can do, or "".
     """
 
@@ -38,6 +56,7 @@ class RefitAgentError(Exception):
     advice: ClassVar[str] = ""
 
     def __init__(self, /, **facts: object) -> None:
+        facts = {name: _plain(value) for name, value in facts.items()}
         super().__init__(facts)
         self.facts: dict[str, object] = facts
         self.hint: str = str(facts.get("hint") or self.advice.format_map(_Facts(facts)))
@@ -52,7 +71,11 @@ class RefitAgentError(Exception):
         if len(set(sizes.values())) < len(set(counts.values())):
             # "1.0 GiB is free, and 1.0 GiB is needed" would say that there is enough.
             sizes = {k: f"{v} B" for k, v in counts.items()}
-        return self.sentence.format_map(_Facts({**self.facts, **sizes}))
+        return self._template().format_map(_Facts({**self.facts, **sizes}))
+
+    def _template(self) -> str:
+        """The sentence in the form that suits the facts."""
+        return self.sentence
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.facts))
@@ -80,7 +103,7 @@ def from_wire(code: str, facts: dict[str, object]) -> RefitAgentError:
     """
     kind = error_classes().get(code)
     if kind is None:
-        return RefitAgentError(detail=f"{code}: {facts}")
+        return RefitAgentError(detail=f"{code}: {_plain(facts)}")
     return kind(**facts)
 
 

@@ -45,6 +45,11 @@ class NoMatchingEngine(SelectionError):
         "Run 'refit-agent explain' on the bundle for every reason; the app's vendor can add an engine for this machine."
     )
 
+    def _template(self) -> str:
+        if self.facts.get("count") == 1:
+            return "The only engine of model {model!r} in {app} cannot be used here: {detail}."
+        return self.sentence
+
 
 class RuntimeMissing(SelectionError):
     code = "runtime-missing"

@@ -11,11 +11,15 @@ class ServiceError(RefitAgentError):
 
 
 class ServiceUnreachable(ServiceError):
-    """There is no service, or what answers there is not one that this version can talk to."""
+    """There is no service, or what answers there is not one that this version can talk to; ``path`` is "" where none is
+    to be used."""
 
     code = "service-unreachable"
     sentence = "The service at {path} cannot be used: {detail}."
     advice = "Start it with: refit-agent serve"
+
+    def _template(self) -> str:
+        return "No service is used: {detail}." if self.facts.get("path") == "" else self.sentence
 
 
 class ServiceRefused(ServiceError):

@@ -35,7 +35,7 @@ from refit_agent.refit.inputs import (
     with_own_runtime,
 )
 from refit_agent.refit.messages import Done, FileResult, Job, Phase
-from refit_agent.refit.same_model import require_same_model
+from refit_agent.refit.same_model import require_kept_values, require_same_model
 from refit_agent.refit.unpack import PlanImage, unpack_checked
 from refit_agent.refit.verify import BackgroundChecks
 from refit_agent.runtimes import load_runtime
@@ -167,11 +167,15 @@ def _sources(opened: OpenedPlan, weights: OnnxWeights | SafetensorsWeights, job:
     """Where each weight of the plan comes from: all of them, or an error."""
     if isinstance(weights, SafetensorsWeights):
         return resolve_by_name(opened.wanted(), weights, job.engine.weight_map)
-    sources = opened.sources(weights, job.engine.weight_map)
-    require_checked_files(weights, job)
-    if job.base:
-        with open_model(job.base) as base:
-            require_same_model(base, weights, {key for s in sources.values() for key in s.sources})
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(open_model(job.base)) if job.base else None
+        if base is not None:
+            # First: of another model, names or counts would be missing, as if the plan or its weight map were wrong.
+            require_same_model(base, weights)
+        sources = opened.sources(weights, job.engine.weight_map)
+        require_checked_files(weights, job)
+        if base is not None:
+            require_kept_values(base, weights, {key for s in sources.values() for key in s.sources})
     return sources
 
 

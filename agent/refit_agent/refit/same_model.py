@@ -9,40 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from refit_agent.errors import WeightsMismatch
+from refit_agent.errors import OwnWeightsInvalid, WeightsMismatch
 from refit_agent.weights import Attribute, Graph, Node, OnnxWeights, WeightRef
 
 
-def require_same_model(bundle: OnnxWeights, own: OnnxWeights, used: Iterable[str]) -> None:
-    """Check that ``own`` may stand in for ``bundle`` where ``used`` (keys) are all the tensors that the plan asks for.
+def require_same_model(bundle: OnnxWeights, own: OnnxWeights) -> None:
+    """Check that ``own`` is the model ``bundle`` with other values. No plan bears on that: it is the file that is wrong.
 
     Raises:
-        WeightsMismatch: another graph, another shape or type of a tensor, or another value of a tensor that
-            the plan keeps and a refit does not replace.
+        OwnWeightsInvalid: another graph, or another shape or type of a tensor.
         OnnxError: one of the models is not sound.
     """
-    _require_equal(_graph(bundle.model.graph), _graph(own.model.graph), "the main graph")
-    functions = [sorted(m.model.functions) for m in (bundle, own)]
-    _require_equal(functions[0], functions[1], "the local functions")
+    if _graph(bundle.model.graph) != _graph(own.model.graph):
+        raise _another(own, "its main graph is not that of the bundle's model")
+    if sorted(bundle.model.functions) != sorted(own.model.functions):
+        raise _another(own, "its local functions are not those of the bundle's model")
     for identity, function in bundle.model.functions.items():
-        other = own.model.functions[identity]
-        _require_equal(_nodes(function.nodes), _nodes(other.nodes), f"the function {function.name!r}")
+        if _nodes(function.nodes) != _nodes(own.model.functions[identity].nodes):
+            raise _another(own, f"its function {function.name!r} is not that of the bundle's model")
     if bundle.keys() != own.keys():
-        raise WeightsMismatch(name=min(bundle.keys() ^ own.keys()), detail="only one of the two models has it")
+        raise _another(own, f"only one of it and the bundle's model has the tensor {min(bundle.keys() ^ own.keys())!r}")
+    for key, ref in bundle.items():
+        other = own[key]
+        if (ref.dtype, ref.shape) != (other.dtype, other.shape):
+            words = f"{_described(other)}, and in the bundle's model it is {_described(ref)}"
+            raise _another(own, f"its tensor {key!r} is {words}")
+
+
+def require_kept_values(bundle: OnnxWeights, own: OnnxWeights, used: Iterable[str]) -> None:
+    """Check that ``own``, which is the model ``bundle`` with other values, has them only where ``used`` (keys) says that
+    the plan asks for them.
+
+    Raises:
+        WeightsMismatch: another value of a tensor that the plan keeps and a refit does not replace.
+        OnnxError: one of the models is not sound.
+    """
     replaced = set(used)
     for key, ref in bundle.items():
-        other_ref = own[key]
-        if (ref.dtype, ref.shape) != (other_ref.dtype, other_ref.shape):
-            detail = f"it is {other_ref.dtype} {other_ref.shape}, and the bundle's is {ref.dtype} {ref.shape}"
-            raise WeightsMismatch(name=key, detail=detail)
-        if key not in replaced and not _same_bytes(ref, other_ref):
+        if key not in replaced and not _same_bytes(ref, own[key]):
             detail = "its value differs from the bundle's, and the plan keeps that one: a refit does not replace it"
             raise WeightsMismatch(name=key, detail=detail)
 
 
-def _require_equal(one: object, other: object, what: str) -> None:
-    if one != other:
-        raise WeightsMismatch(name="(the whole model)", detail=f"{what} is not that of the bundle's model")
+def _another(own: OnnxWeights, detail: str) -> OwnWeightsInvalid:
+    return OwnWeightsInvalid(path=str(own.path), detail=f"{detail}.")
+
+
+def _described(ref: WeightRef) -> str:
+    return f"{ref.dtype} {list(ref.shape)}"
 
 
 def _graph(graph: Graph) -> tuple[object, ...]:

@@ -87,17 +87,27 @@ def _everywhere(
     if misfit is not None:
         return misfit
     if engine.runtime == "onnxruntime":
-        return None if "cpu" in asked else _other_target(target)
+        if "cpu" in asked:
+            return None
+        return _other_target(target, "" if asked else f"no GPU can be used here: {_no_gpu(machine)}")
     if asked == {"cpu"} and target is not None:
         return _other_target(target)
     if not machine.gpus:
-        why = machine.no_gpu_reason or "none was found"
+        why = _no_gpu(machine)
         return Misfit("no-gpu", f"it needs an NVIDIA GPU: {why}", f"an NVIDIA GPU ({why})")
     return None
 
 
-def _other_target(target: str | None) -> Misfit:
-    return Misfit("other-target", f"only {target} was asked for", f"another target than {target}")
+def _other_target(target: str | None, fault: str = "") -> Misfit:
+    """``fault`` says why nothing could be used on that target, whatever the engine; "" if something could."""
+    reason, need = f"only {target} was asked for", f"another target than {target}"
+    if fault:
+        return Misfit("other-target", f"{reason}, and {fault}", f"{need} ({fault})")
+    return Misfit("other-target", reason, need)
+
+
+def _no_gpu(machine: Machine) -> str:
+    return machine.no_gpu_reason or "none was found"
 
 
 def _profile(model: Model, profile: str | None) -> str | None:

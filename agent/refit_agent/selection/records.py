@@ -81,7 +81,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def no_match_detail(selection: Selection) -> str:
-    """Why nothing fits, counted by engine: "2 need compute capability 8.6, 1 needs onnxruntime (...)".
+    """Why nothing fits, counted by engine: "2 need compute capability 8.6, 1 needs onnxruntime (...)", or of the only
+    one: "it needs compute capability 8.6".
 
     Engines that are candidates are not counted; "" when there is nothing to say.
     """
@@ -95,6 +96,9 @@ def no_match_detail(selection: Selection) -> str:
             told[refusal.number] = refusal
     if not told:
         return "" if chosen else "the bundle holds no engine for it"
+    if len(told) == 1 and not chosen:
+        (only,) = told.values()
+        return f"it needs {only.need}"
     counts: dict[str, int] = {}
     for refusal in told.values():
         counts[refusal.need] = counts.get(refusal.need, 0) + 1

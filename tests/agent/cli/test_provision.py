@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from refit_agent.authoring.demo_bundle import write_demo_bundle
+
 from .command import Cli
 
 Edit = Callable[[Callable[[Any], None]], Path]
@@ -185,3 +187,25 @@ def test_own_weights(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     assert old["key"] != new["key"]
     missing = cli("provision", bundle, "--weights", tmp_path / "missing.onnx")
     assert missing.code == 2 and "missing.onnx" in missing.err and "Reinstall" not in missing.err
+
+
+def test_the_file_of_another_model_is_the_caller_s_mistake(cli: Cli, bundle: Path, tmp_path: Path) -> None:
+    """As a missing file is: the app's vendor can do nothing about it."""
+    other = tmp_path / "other"
+    write_demo_bundle(str(other), width=16)
+    onnx = other / "classifier/classifier.onnx"
+    for file in (onnx, tmp_path / "missing.onnx"):
+        ran = cli("provision", bundle, "--weights", file)
+        assert ran.code == 2 and "error [own-weights-invalid]: " in ran.err and str(file) in ran.err
+        assert "hint: Give an ONNX file of the same model" in ran.err
+
+
+def test_a_gpu_that_is_not_there_is_the_reason(cli: Cli, bundle: Path) -> None:
+    """As with one that is named; no engine that the vendor could add would help."""
+    named = cli("provision", bundle, "--target", "cuda:0")
+    why = named.err.split("No GPU can be used here: ")[1].splitlines()[0].rstrip(".")
+    for target in ("gpu", "cuda"):
+        ran = cli("provision", bundle, "--target", target)
+        assert ran.code == 5 and "The only engine of model 'classifier' in " in ran.err
+        assert f"here: it needs another target than {target} (no GPU can be used here: {why})." in ran.err
+        assert f"hint: The bundle has an engine for the CPU: leave the target {target} out." in ran.err

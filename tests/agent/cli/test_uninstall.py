@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from refit_agent import ServiceClient
+from refit_agent import ServiceClient, paths
 from refit_agent.cache.locks import key_lock
 from refit_agent.cache.store import Store
 from refit_agent.cli import service_stop, uninstall_command
@@ -45,7 +45,8 @@ def used(cli: Cli, bundle: Path, tmp_path: Path) -> Cli:
     for name in ("warm.json", "bundles.json", "checked.json", "checked.json.0a1b2c3d.tmp"):
         (cli.home / "state" / name).write_text("{}")
     (cli.home / "state/failures").mkdir(exist_ok=True)
-    (cli.home / f"state/failures/{KEY}.json").write_text("{}")
+    for end in (".json", ".json.0a1b2c3d.tmp", ".0a1b2c3d.tmp"):
+        (cli.home / f"state/failures/{KEY}{end}").write_text("{}")
     (cli.cache / f"tmp/{KEY}.4194304-0a1b2c3d").mkdir()
     (cli.cache / f"tmp/{KEY}.4194304-0a1b2c3d/model.plan").write_text("half")
     (cli.cache / "partial").mkdir()
@@ -145,6 +146,45 @@ def test_a_broken_settings_file_of_the_user_keeps_nobody(
     files.user(text)
     assert "warning: " in cli("uninstall", "--yes").out
     assert files.user_path.exists()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("what", ["a FIFO", "a folder", "endless", "a comment"])
+def test_a_settings_file_that_cannot_be_read_may_name_a_cache(
+    files: SettingsFiles, cli: Cli, bundle: Path, tmp_path: Path, what: str
+) -> None:
+    """It stays and is named, the rest goes; and nobody waits for one who writes to the FIFO."""
+    del cli.env["REFIT_AGENT_HOME"]
+    places = {f"XDG_{n}_HOME": str(tmp_path / n.lower()) for n in ("CACHE", "STATE")}
+    cli.env |= {**places, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "PATH": str(tmp_path)}
+    assert cli("provision", bundle).code == 0
+    if what == "a FIFO":
+        os.mkfifo(files.user_path)
+    elif what == "a folder":
+        files.user_path.mkdir()
+    else:  # the word stands behind all that is read
+        files.user("#" * (1 << 20) + ("\ncache_dir" if what == "endless" else ""))
+    ran = cli("uninstall", "--purge", "--yes", "--json")
+    left = [entry["path"] for entry in ran.document["left"]]
+    assert (ran.code, left) == ((0, []) if what == "a comment" else (7, [str(files.user_path)]))
+    assert everything(tmp_path / "cache") == everything(tmp_path / "state") == []
+    assert files.user_path.exists() == (what != "a comment")
+
+
+def test_the_settings_file_is_judged_before_anything_is_done(used: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong with it must not be found out with half of it removed."""
+    monkeypatch.setenv("REFIT_AGENT_HOME", str(used.home))
+    monkeypatch.setattr(uninstall_command, "_home", lambda: (paths.home(), "broken"))
+
+    def fail(path: str) -> bool:
+        raise RuntimeError(path)
+
+    monkeypatch.setattr(uninstall_command, "_may_name_a_cache", fail)
+    monkeypatch.setattr(uninstall_command, "stop_service", lambda: pytest.fail("it was stopped"))
+    before = everything(used.home)
+    with pytest.raises(RuntimeError):
+        uninstall_command.uninstall.callback(purge=True, force=True, yes=True, as_json=True)
+    assert everything(used.home) == before
 
 
 def test_what_is_not_ours_stays(used: Cli) -> None:

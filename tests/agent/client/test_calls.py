@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,18 @@ def test_no_service_is_said_in_words(client: Any) -> None:
         client.status()
     assert "refit-agent serve" in caught.value.hint
     assert caught.value.exit_code == 8
+
+
+@pytest.mark.parametrize("kind", [ServiceClient, lambda: Both(AsyncClient())], ids=["threads", "asyncio"])
+def test_an_empty_variable_is_not_called_a_missing_service(
+    monkeypatch: pytest.MonkeyPatch, kind: Callable[[], Any]
+) -> None:
+    """To start one would not help: it is asked nowhere."""
+    monkeypatch.setenv("REFIT_AGENT_SOCKET", "")
+    with pytest.raises(ServiceUnreachable) as caught:
+        kind().status()
+    assert str(caught.value) == "No service is used: REFIT_AGENT_SOCKET is empty."
+    assert caught.value.hint.startswith("Unset REFIT_AGENT_SOCKET")
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_no_crash(tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def test_without_a_service_every_one_says_so() -> None:
     assert run("status", "--json", code=8)["error"]["code"] == "service-unreachable"
 
 
+def test_with_an_empty_variable_every_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that a service is missing: one that is started is not asked either."""
+    monkeypatch.setenv("REFIT_AGENT_SOCKET", "")
+    for command in (["status"], ["watch"], ["registered"], ["register", "/b"], ["unregister", "x"], ["ui"]):
+        said = run(*command, code=8)
+        assert said.startswith("error [service-unreachable]: No service is used: REFIT_AGENT_SOCKET is empty.\n")
+        assert "hint: Unset REFIT_AGENT_SOCKET" in said and "refit-agent serve" not in said
+
+
 def test_status_says_what_the_service_does(serve: Serve, home: Path) -> None:
     """For people and for programs."""
     status = STATUS | {

@@ -83,8 +83,14 @@ def test_insisting_on_a_service_that_is_not_there_is_an_error(
     with pytest.raises(ServiceUnreachable, match=r"agent\.sock cannot be used: nothing listens there"):
         ensure_engine(bundle, MODEL, service=True)
     monkeypatch.setenv("REFIT_AGENT_IN_SERVICE", "1")
-    with pytest.raises(ServiceUnreachable, match="this process is not to use one"):
+    with pytest.raises(ServiceUnreachable, match="No service is used: this process is not to use one") as info:
         ensure_engine(bundle, MODEL, service=True)
+    assert "serve" not in info.value.hint
+    monkeypatch.delenv("REFIT_AGENT_IN_SERVICE")
+    monkeypatch.setenv("REFIT_AGENT_SOCKET", "")
+    with pytest.raises(ServiceUnreachable, match="No service is used: REFIT_AGENT_SOCKET is empty") as info:
+        ensure_engine(bundle, MODEL, service=True)
+    assert "Unset REFIT_AGENT_SOCKET" in info.value.hint
     ensure_engine(bundle, MODEL, service=False).close()
     assert ensure_engine(bundle, MODEL, service=True).hit
 
