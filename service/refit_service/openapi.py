@@ -61,7 +61,7 @@ def _paths() -> Document:
     bundle_id, lease_id = _path_parameter("The id of a bundle."), _path_parameter("The id of a lease.")
     return {
         "/v1/health": {"get": _operation("health", "Whether the service answers.", {200: _json("Health")}, [])},
-        "/v1/status": {"get": _operation("status", "What the service does.", {200: _json("Status")}, [400, 507])},
+        "/v1/status": {"get": _operation("status", "What the service does.", {200: _json("Status")}, [507])},
         "/v1/gpus": {
             "get": _operation("gpus", "This machine as selection sees it.", {200: _wrapped("machine", "Machine")}, [])
         },
@@ -149,7 +149,7 @@ def _paths() -> Document:
                 "metrics",
                 "Prometheus text.",
                 {200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
-                [400, 507],
+                [507],
             )
         },
     }

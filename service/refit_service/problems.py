@@ -10,6 +10,7 @@ from refit_agent.errors import (
     BundleFileUnreadable,
     CacheError,
     DeviceError,
+    FetchError,
     NoSuchBundle,
     NoSuchLease,
     RefitAgentError,
@@ -30,6 +31,7 @@ _STATUS: tuple[tuple[type[RefitAgentError], int], ...] = (
     (SettingInvalid, 400),
     (DeviceError, 503),
     (RefitError, 502),
+    (FetchError, 502),
     (CacheError, 507),
     (ServiceError, 503),
 )

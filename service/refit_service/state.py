@@ -15,7 +15,7 @@ from refit_agent.cache.entry import ENTRY_NAME
 from refit_agent.cache.store import Store
 from refit_agent.cache.upkeep import default_quota
 from refit_agent.cache.verify import Verdict
-from refit_agent.errors import EntryDamaged, RefitAgentError
+from refit_agent.errors import EntryDamaged, RefitAgentError, SettingInvalid
 from refit_agent.settings import cache_quota
 from refit_service.jobs import Job, Jobs
 from refit_service.leases import LeaseBook
@@ -85,7 +85,11 @@ def cache_use(store: Store) -> CacheUse:
         size, whole = _folder_size(store.folder(key))
         total += size
         entries += whole
-    quota = cache_quota()
+    try:
+        quota = cache_quota()
+    except SettingInvalid:
+        # Who asks must learn of the service all the same: `refit-agent uninstall` has to stop it.
+        quota = None
     return CacheUse(bytes=total, entries=entries, quota=default_quota(store) if quota is None else quota)
 
 

@@ -119,6 +119,16 @@ def test_without_purge_engines_and_settings_stay(used: Cli, bundle: Path, tmp_pa
     assert (tmp_path / "config/refit-agent/settings.toml").exists()
 
 
+def test_a_broken_settings_file_keeps_no_service_from_being_stopped(
+    used: Cli, serving: Callable[[], int], tmp_path: Path
+) -> None:
+    """It says what it does, whatever the file says of its limits."""
+    pid = serving()
+    (tmp_path / "config/refit-agent/settings.toml").write_text("cache_quota = 20\n")
+    ran = used("uninstall", "--yes", "--json")
+    assert ran.code == 0 and ran.document["service"]["pid"] == pid
+
+
 @pytest.mark.parametrize("text", ["cache_dir = '/big'\nwarm = \n", 'cache_dir = "relative"\n', "\0", "warm = \n"])
 def test_a_broken_settings_file_of_the_user_keeps_nobody(
     files: SettingsFiles, cli: Cli, bundle: Path, tmp_path: Path, text: str
