@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 import structlog
 
+# Before the first import of ONNX Runtime, by the bundles: it would report to its maker, and leave an identifier of the
+# machine in the developer's home.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from bundles import make_bundle, shim
 from refit_agent import logs, settings
 from refit_agent.cli import stop

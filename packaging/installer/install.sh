@@ -12,7 +12,7 @@ set -eu
 
 payload=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 prefix=${XDG_DATA_HOME:-$HOME/.local/share}/example-photo
-deadline=600 uninstall='' purge=''
+deadline=600 uninstall='' purge='' chosen=''
 parts='app bundle refit-agent'
 
 say() { printf '%s\n' "$*"; }
@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
             [ $# -ge 2 ] || usage
             case $1 in
                 --payload) payload=$2 ;;
-                --prefix) prefix=$2 ;;
+                --prefix) prefix=$2 chosen=1 ;;
                 --deadline) deadline=$2 ;;
             esac
             shift
@@ -51,10 +51,27 @@ copy_part() {
     mv "$prefix/$1.new" "$prefix/$1"
 }
 
+# The agent alone knows all that it keeps, wherever settings have moved it; without it this looks at the usual places.
+say_what_stays() {
+    if [ -n "${REFIT_AGENT_HOME:-}" ]; then
+        set -- "$REFIT_AGENT_HOME/cache" "$REFIT_AGENT_HOME/state"
+    else
+        set -- "${XDG_CACHE_HOME:-$HOME/.cache}/refit-agent" "${XDG_STATE_HOME:-$HOME/.local/state}/refit-agent"
+    fi
+    for place in "$@"; do
+        [ ! -d "$place" ] || say "Still there, since refit-agent is gone, which would remove it: $place" >&2
+    done
+    if [ -d "$1" ] || [ -d "$2" ]; then
+        say "Delete it if no other app uses it; or install again, and then use --uninstall --purge at once." >&2
+    fi
+}
+
 remove_all() {
     # The engines in this user's cache: other apps that use refit-agent make theirs again when they want them.
     if [ -n "$purge" ] && [ -x "$agent" ]; then
         "$agent" uninstall --purge --yes >/dev/null || say "The cache of engines could not be removed." >&2
+    elif [ -n "$purge" ]; then
+        say_what_stays
     fi
     for part in $parts; do
         rm -rf "${prefix:?}/$part" "$prefix/$part.new"
@@ -165,7 +182,11 @@ for part in $parts; do
 done
 if [ "$(id -u)" -eq 0 ] && [ -z "${REFIT_AGENT_HOME:-}" ]; then
     # The engines belong into the cache of the user who will run the app; root's would be of no use.
-    say "Installed for all; the app prepares its models when a user launches it first."
+    if [ -n "$chosen" ]; then
+        say "Installed for all; the app prepares its models when a user launches it first."
+    else
+        say "The app prepares its models at its first launch. To install it for all users give --prefix."
+    fi
 else
     prepare_models
 fi

@@ -10,47 +10,72 @@
     python -m tests.bench soak --minutes 60      the service under load: does it keep its memory?
 
 Needs the extra ``bench``; what is missing is left out with a reason. On a GPU machine with REFIT_AGENT_GPU_ENGINES and
-REFIT_AGENT_GPU_MODELS as for tests/gpu there are rows of TensorRT too. The exit code is 1 if a bound is missed.
+REFIT_AGENT_GPU_MODELS as for tests/gpu there are rows of TensorRT too. The exit code is 1 if a bound is missed, 2 for a
+file that cannot be used, 130 after Ctrl+C.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if sys.platform.startswith("linux"):
+    # Libraries start threads when they are imported, which would take the signal from the one that waits for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 from bench import part_clients, part_hit, part_index, part_provision, part_tensorrt, table
 from bench.comparison import comparison
 from bench.curves import draw
 from bench.machine_facts import machine_facts, sentence
-from bench.measured import FORMAT, Findings, Run, decode, encode
+from bench.measured import FORMAT, Findings, Run, encode
+from bench.result_files import Unusable, read_run, require_writable
 from bench.soak import report, soak
+from bench.stopping import stoppable
 from bench.timing import own_home
 
 _PARTS = {part.PART: part for part in (part_index, part_provision, part_hit, part_clients, part_tensorrt)}
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; 0 if every bound was kept."""
+    """Run it; 0 if every bound was kept, 1 if not, 2 for a file that cannot be used, 130 after Ctrl+C."""
     options = _parser().parse_args(arguments)
-    if options.what == "soak":
-        return _soak(options)
+    try:
+        for option, place in (("--json", options.json), ("--svg", options.svg)):
+            if place:
+                require_writable(option, place)
+        source = read_run("--from", options.source) if options.source else None
+        old = read_run("--compare", options.compare) if options.compare else None
+    except Unusable as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        with stoppable():
+            return _soak(options) if options.what == "soak" else _all(options, source, old)
+    except KeyboardInterrupt:
+        print("Stopped. Nothing is left behind.", file=sys.stderr)
+        return 130
+
+
+def _all(options: argparse.Namespace, source: Run | None, old: Run | None) -> int:
     begun = time.monotonic()
-    run = decode(options.source.read_bytes()) if options.source else measure(options.only, quick=options.quick)
-    if options.source:
+    run = source or measure(options.only, quick=options.quick)
+    if source:
         print("\n".join([sentence(run.facts), "", table.head(), *map(table.lines, run.rows)]))
     print(table.closing(run.rows, run.bounds, run.left))
+    if doubt := table.doubt(run):
+        print(f"\n{doubt}")
     if options.json:
         options.json.write_bytes(encode(run))
     if options.svg:
         options.svg.write_text(draw(run))
-    if options.compare:
-        print("\n" + comparison(decode(options.compare.read_bytes()), run))
-    if not options.source:
+    if old:
+        print("\n" + comparison(old, run))
+    if not source:
         print(f"\n{time.monotonic() - begun:.0f} s")
     return 0 if all(bound.kept for bound in run.bounds) else 1
 

@@ -58,10 +58,11 @@ def bench_hit(bundle: str, model: str, rounds: int) -> None:
 
 def _golden(root: Path, source: Path) -> Golden:
     import numpy as np
-    import onnxruntime
+
+    from refit_agent.runtimes.importing import import_onnxruntime
 
     ids = np.random.RandomState(0).randint(0, 8000, (2, 64)).astype(np.int32)
-    session = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(str(source), providers=["CPUExecutionProvider"])
     np.save(root / "ids.npy", ids)
     np.save(root / "h.npy", session.run(["h"], {"ids": ids})[0])
     files = {name: file_ref(str(root), f"{name}.npy") for name in ("ids", "h")}

@@ -11,7 +11,6 @@ import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +70,8 @@ def soak(work: Path, minutes: float, tell: bool = True) -> Soak:
     model = write_demo_bundle(bundle, width=4).models[0].name
     write_demo_bundle(another, width=4, seed=8)
     context = multiprocessing.get_context("fork")
-    stop = context.Event()
+    # Without a lock: a client that is killed while it holds one would leave this process waiting for ever.
+    stop = context.RawValue("b", 0)
     counts = [context.Array("Q", 2) for _ in range(_CLIENTS)]
     with service() as process:
         ensure_engine(bundle, model, service=True).close()
@@ -81,7 +81,7 @@ def soak(work: Path, minutes: float, tell: bool = True) -> Soak:
         try:
             samples, remade = _watch(process, another, model, minutes * 60, tell)
         finally:
-            stop.set()
+            stop.value = 1
             for client in clients:
                 client.join(60)
         # A client that ended early would leave the service without load, and flat.
@@ -138,11 +138,11 @@ def _words(now: Sample) -> str:
     )
 
 
-def _client(bundle: str, model: str, number: int, stop: Event, counts: Any) -> None:
+def _client(bundle: str, model: str, number: int, stop: Any, counts: Any) -> None:
     """Everything that an app can ask, over and over. ``counts`` gets what was answered, and rounds that were not."""
     turn = 0
     with ServiceClient() as client:
-        while not stop.is_set():
+        while not stop.value:
             turn += 1
             try:
                 counts[0] += _round(client, bundle, model, turn)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.measured import Bound, Left, Row, Way, shown, shown_size
+from bench.measured import Bound, Left, Row, Run, Way, shown, shown_size
 
 _WIDTHS = (52, 42, 10, 10, 8, 10)
+#: Load before a run, for each core, above which a missed bound says nothing of the code.
+_BUSY = 0.5
 _HEAD = ("what", "way", "median", "99 %", "of ours", "private")
 
 
@@ -36,6 +38,17 @@ def closing(rows: Iterable[Row], bounds: Iterable[Bound], left: Iterable[Left]) 
     ]
     text += [f"left out  {item.part}, {item.what}: {item.reason}" for item in left]
     return "\n".join(text)
+
+
+def doubt(run: Run) -> str:
+    """Why a missed bound may not be the code's; "" where none was missed, or the machine was idle."""
+    load, cores = run.facts["load_before"], run.facts["cores"]
+    if all(bound.kept for bound in run.bounds) or load is None or load <= _BUSY * cores:
+        return ""
+    return (
+        f"The machine was too busy to judge: a load of {load:.1f} on {shown_size(cores, 'cores')} before the run. "
+        "What was missed is to be measured again on an idle one."
+    )
 
 
 def _cells(way: Way, row: Row) -> tuple[str, str]:

@@ -52,5 +52,6 @@ def own_home(folder: Path) -> None:
     os.environ["REFIT_AGENT_HOME"] = str(folder / "home")
     os.environ["REFIT_AGENT_WARM"] = "0"
     os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
-    # Before the import: the library looks when it is loaded.
+    # Before the import: the libraries look when they are loaded.
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
+import psutil
 import pytest
 
+from bench import table
 from bench.comparison import comparison
 from bench.curves import draw
 from bench.measured import OURS, Bound, Run, decode, encode
@@ -92,6 +97,97 @@ def test_the_small_run_has_the_keys_of_the_published_one(
         assert {n for n in by_name[row.name] if "huggingface_hub" not in n} <= {way.name for way in row.ways}
 
 
+# ---------------------------------------------------------------- files that cannot be used, and Ctrl+C
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with files that are none of ours, or not whole."""
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    run = msgspec.json.decode(PUBLISHED.read_bytes())
+    for name, change in (("newer.json", {"format": 99}), ("bare.json", {"facts": {}})):
+        (tmp_path / name).write_bytes(msgspec.json.encode(run | change))
+    return tmp_path
+
+
+@pytest.mark.parametrize("option", ["--compare", "--from"])
+@pytest.mark.parametrize("name", ["missing.json", ".", "list.json", "binary.json", "newer.json", "bare.json"])
+def test_a_file_that_is_no_run_is_refused_before_anything_is_measured(files: Path, option: str, name: str) -> None:
+    """With one line that names it, and exit code 2."""
+    done = bench("--quick", option, files / name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{option} {files / name}: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--json", "--svg"])
+@pytest.mark.parametrize("name", ["nowhere/new.json", ".", "list.json/new.json"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    files: Path, option: str, name: str
+) -> None:
+    done = bench("--quick", option, files / name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{option} {files / name}: ") and done.stderr.count("\n") == 1
+
+
+def test_what_was_there_stays_when_a_run_is_refused(files: Path) -> None:
+    """And what was not is not made."""
+    for name in ("new.json", "list.json"):
+        assert bench("--json", files / name, "--from", files / "missing.json").returncode == 2
+    assert not (files / "new.json").exists() and (files / "list.json").read_text() == "[1, 2]"
+
+
+def test_a_link_to_nowhere_can_be_written(files: Path) -> None:
+    """To try it does not take the link away."""
+    (files / "link").symlink_to(files / "target")
+    assert bench("--from", PUBLISHED, "--json", files / "link").returncode == 0
+    assert (files / "link").is_symlink() and decode((files / "target").read_bytes()) == decode(PUBLISHED.read_bytes())
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """With a short path: a socket's may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="b") as folder:
+        yield Path(folder)
+
+
+def _below(folder: Path) -> list[psutil.Process]:
+    found = psutil.process_iter(["environ", "status"])
+    return [p for p in found if (p.info["environ"] or {}).get("TMPDIR") == str(folder) and p.info["status"] != "zombie"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "children"),
+    [
+        (("--only", "index"), 1),
+        (("--only", "provision"), 1),
+        (("--only", "clients"), 4),
+        (("soak", "--minutes", "1"), 5),
+    ],
+    ids=["index", "provision", "clients", "soak"],
+)
+def test_ctrl_c_ends_all_of_it_with_one_line(arguments: Sequence[str], children: int, temporary: Path) -> None:
+    """As from a terminal, to all processes at once: no traceback, no process, no file."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench", "--quick", *arguments],
+        cwd=ROOT, env=os.environ | {"TMPDIR": str(temporary)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        ends = time.monotonic() + 120
+        while len(psutil.Process(process.pid).children(recursive=True)) < children or not any(temporary.iterdir()):
+            assert process.poll() is None and time.monotonic() < ends
+            time.sleep(0.02)
+        time.sleep(0.1)  # for what a new process imports
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        for other in _below(temporary) if process.poll() is None else ():
+            other.kill()
+    assert (process.returncode, err) == (130, "Stopped. Nothing is left behind.\n")
+    assert _below(temporary) == [] and [*temporary.iterdir()] == []
+
+
 # ---------------------------------------------------------------- what is published
 
 
@@ -159,6 +255,29 @@ def test_a_comparison_says_what_became_slower_and_what_is_not_comparable() -> No
 )  # fmt: skip
 def test_a_bound_is_a_ratio(value: float, limit: float, least: bool, kept: bool) -> None:
     assert Bound(text="", value=value, limit=limit, unit="s", least=least).kept is kept
+
+
+@pytest.mark.parametrize(
+    ("load", "cores", "missed", "said"),
+    [(1.0, 2, True, False), (1.1, 2, True, True), (9.0, 2, False, False), (1.1, 4, True, False)],
+)
+def test_a_bound_that_a_busy_machine_missed_is_no_verdict(load: float, cores: int, missed: bool, said: bool) -> None:
+    run = decode(PUBLISHED.read_bytes())
+    bound = Bound(text="", value=2.0 if missed else 1.0, limit=1.0, unit="s")
+    facts = run.facts | {"load_before": load, "cores": cores}
+    found = table.doubt(msgspec.structs.replace(run, bounds=(bound,), facts=facts))
+    assert ("too busy to judge: a load of 1.1 on 2 cores" in found) is said and bool(found) is said
+
+
+def test_a_busy_machine_changes_what_is_said_and_not_the_exit_code(tmp_path: Path) -> None:
+    run = decode(PUBLISHED.read_bytes())
+    missed = msgspec.structs.replace(run.bounds[0], value=run.bounds[0].limit * (0.5 if run.bounds[0].least else 2))
+    changed = msgspec.structs.replace(run, bounds=(missed,), facts=run.facts | {"load_before": 100.0})
+    (tmp_path / "busy.json").write_bytes(encode(changed))
+    done = bench("--from", tmp_path / "busy.json")
+    assert done.returncode == 1 and done.stdout.rstrip().splitlines()[-1].startswith(
+        "The machine was too busy to judge"
+    )
 
 
 @pytest.mark.parametrize("places", [[50.0, 50.0, 50.0], [0.0, 200.0], [100.0, 99.0, 98.0], [10.0, 12.0, 60.0]])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from pathlib import Path
+
+# Before the first import of ONNX Runtime, which would report to its maker, and leave an identifier in the developer's home.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from . import corpus, harness, limits, nightly
 

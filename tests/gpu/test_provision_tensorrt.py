@@ -17,7 +17,7 @@ import pytest
 
 from gpu import sample_bundles as samples
 from refit_agent import Engine, OnnxWeights, ensure_engine
-from refit_agent.errors import GoldenMismatch, PlanInvalid, WeightsMismatch, WeightsUncovered, WorkerCrashed
+from refit_agent.errors import GoldenMismatch, OwnWeightsInvalid, PlanInvalid, WeightsUncovered, WorkerCrashed
 from refit_agent.manifest import Engine as EngineEntry
 
 pytest.importorskip("tensorrt", reason="the sample engines need TensorRT 8.6.0, exactly")
@@ -169,10 +169,10 @@ def test_a_worker_killed_in_the_middle(tmp_path: Path, own_home: Path) -> None:
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
-    """An ONNX file of another model has no source, or the wrong one, for the plan's weights."""
+    """An ONNX file of another model is the caller's mistake, and not the plan's."""
     samples.link_model(tmp_path, "tiny")
     engine = samples.gpu_engine(tmp_path, "tiny")
     shutil.copyfile(f"{samples.MODELS}/resnet50.onnx", tmp_path / "other.onnx")
     samples.write_bundle(tmp_path, "tiny", (engine,), golden=False)
-    with pytest.raises((WeightsUncovered, WeightsMismatch)):
+    with pytest.raises(OwnWeightsInvalid):
         ensure_engine(tmp_path, "tiny", weights=tmp_path / "other.onnx")

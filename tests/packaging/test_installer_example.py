@@ -134,6 +134,44 @@ def test_purge(machine: Machine) -> None:
     assert [p.name for p in machine.prefix.iterdir()] == ["mine"] and machine.engines() == 0
 
 
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+def test_purge_after_the_agent_is_gone(machine: Machine, shell: list[str]) -> None:
+    """What stays is named, with what to do; once it is removed there is nothing more to say."""
+    assert machine().returncode == 0 and machine("--uninstall").stderr == ""
+    late = machine("--uninstall", "--purge", shell=(*shell,))
+    assert (late.returncode, late.stdout) == (0, "Removed.\n") and machine.engines() == 2
+    *places, advice = late.stderr.splitlines()
+    assert [line.partition(": ")[2] for line in places] == [str(machine.home / "cache"), str(machine.home / "state")]
+    assert advice.startswith("Delete it") and "--uninstall --purge" in advice
+    for line in places:
+        shutil.rmtree(line.partition(": ")[2])
+    assert machine("--uninstall", "--purge", shell=(*shell,)).stderr == ""
+
+
+def test_purge_after_the_agent_is_gone_from_the_user_s_own_folders(machine: Machine, tmp_path: Path) -> None:
+    """Where the user's variables have moved them."""
+    del machine.env["REFIT_AGENT_HOME"]
+    machine.env |= {"XDG_CACHE_HOME": str(tmp_path / "my cache"), "HOME": str(tmp_path)}
+    machine.env.pop("XDG_STATE_HOME", None)
+    (tmp_path / "my cache/refit-agent").mkdir(parents=True)
+    said = machine("--uninstall", "--purge").stderr
+    assert f": {tmp_path}/my cache/refit-agent\n" in said and ".local/state" not in said
+
+
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="what it says to root")
+def test_root_installs_for_all_only_where_all_can_look(machine: Machine, tmp_path: Path) -> None:
+    """Without --prefix it is below root's own home, which nobody else may enter."""
+    del machine.env["REFIT_AGENT_HOME"]
+    machine.env.pop("XDG_DATA_HOME", None)
+    for_all = machine()
+    assert "Installed for all;" in for_all.stdout and for_all.stdout.endswith(f"Installed: {machine.prefix}\n")
+    command = ["sh", str(SCRIPT), "--payload", str(machine.payload)]
+    own = subprocess.run(command, env=machine.env, capture_output=True, text=True, check=True).stdout
+    place = tmp_path / ".local/share/example-photo"
+    assert (place / "app/photo").is_file() and own.endswith(f"Installed: {place}\n")
+    assert "Installed for all" not in own and "at its first launch" in own and "The models are ready" not in own
+
+
 def test_an_update_replaces_all_of_it(machine: Machine) -> None:
     """Nothing of the old version stays between the new one's files."""
     assert machine().returncode == 0
@@ -183,7 +221,7 @@ def test_nothing_fits(machine: Machine) -> None:
         engine |= {"runtime": "tensorrt", "os": ["linux"], "compute_capabilities": ["9.9"], "built_with": "10.1.0"}
     (machine.bundle / "bundle.json").write_text(json.dumps(document))
     ran = machine()
-    assert ran.returncode == 0 and "This computer cannot run the models: None of the 1 engines" in ran.stderr
+    assert ran.returncode == 0 and "This computer cannot run the models: The only engine of model" in ran.stderr
 
 
 def test_the_time_is_over(machine: Machine, tmp_path: Path) -> None:

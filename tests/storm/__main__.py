@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the bundles that all tests use
+# They import ONNX Runtime, which would report to its maker, and leave an identifier in the developer's home.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def main() -> int:
