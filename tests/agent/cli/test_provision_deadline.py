@@ -120,8 +120,8 @@ def test_waits_do_not_add_up(cli: Cli, three: Path, tmp_path: Path) -> None:
     waiting = WaitingRuntime(tmp_path / "waiting", waits_from=1)
     cli.env["PYTHONPATH"] = str(waiting.folder)
     began = time.monotonic()
-    ran = cli("provision", three, "--json", "--deadline", "3")
-    assert time.monotonic() - began < 3 + SOON_S and ran.code == 6
+    ran = cli("provision", three, "--json", "--deadline", "8")  # on a busy machine a worker's start takes seconds
+    assert time.monotonic() - began < 8 + SOON_S and ran.code == 6
     assert waiting.imports() == 2, "the second candidate was begun"
     assert [e["error"]["code"] for e in ran.document["engines"]] == ["deadline-passed"] * 3
     assert cli.leftovers() == []
