@@ -7,10 +7,12 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+import entries
 from bundles import MODEL, make_bundle
 from refit_agent import digest, ensure_engine, paths
 from refit_agent.cache.locks import key_lock
@@ -32,6 +34,14 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content_checks, "_FIRST_LOOK_S", 0.0)
     monkeypatch.setattr(content_checks, "_LOOK_S", 0.02)
     monkeypatch.setattr(content_checks, "_BUSY_PAUSE_S", 0.02)
+
+
+class Asked:
+    """See the fixture."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.instead: Callable[[str], list[Verdict] | None] = lambda key: None
 
 
 class Checked:
@@ -77,13 +87,25 @@ def reading() -> bool:
 
 
 def rot(key: str) -> None:
-    """One bit changes, and neither size nor time."""
-    path = max(Path(Store(paths.home().cache).folder(key)).iterdir(), key=lambda p: p.stat().st_size)
-    before = path.stat()
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    """One bit of its largest file changes."""
+    entries.rot(max(Path(Store(paths.home().cache).folder(key)).iterdir(), key=lambda p: p.stat().st_size))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """The keys that were to be read, in order. What is put into ``instead`` is asked for each, and reads it if it gives
+    None."""
+    asked = Asked()
+    real = content_checks.verify
+
+    def verify(store: Store, keys: Sequence[str], on_bytes: Callable[[int], None]) -> list[Verdict]:
+        (key,) = keys
+        asked.keys.append(key)
+        found = asked.instead(key)
+        return real(store, keys, on_bytes) if found is None else found
+
+    monkeypatch.setattr(content_checks, "verify", verify)
+    return asked
 
 
 def test_what_rots_is_set_aside_and_told_once(bundle: Path) -> None:
@@ -106,17 +128,9 @@ def test_what_rots_is_set_aside_and_told_once(bundle: Path) -> None:
     run(test())
 
 
-def test_a_sound_engine_is_read_once_a_week(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sound_engine_is_read_once_a_week(bundle: Path, asked: Asked) -> None:
     """What is new counts as compared: its maker did it. What is gone is forgotten."""
     key = engine(bundle)
-    read: list[str] = []
-    real = content_checks.verify
-
-    def verify(store: Store, keys: list[str], on_bytes: object) -> list[Verdict]:
-        read.extend(keys)
-        return real(store, keys, on_bytes)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(content_checks, "verify", verify)
     due("gone")
 
     async def test() -> None:
@@ -125,14 +139,14 @@ def test_a_sound_engine_is_read_once_a_week(bundle: Path, monkeypatch: pytest.Mo
         seen.checks.start()
         await until(lambda: set(seen.times()) == {key})
         await asyncio.sleep(0.2)
-        assert read == [] and 0 <= begun - seen.times()[key] < 60
+        assert asked.keys == [] and 0 <= begun - seen.times()[key] < 60
         await seen.checks.stop()
         due(key)
         again = Checked(Parts())
         again.checks.start()
-        await until(lambda: read == [key] and again.times()[key] >= begun)
+        await until(lambda: asked.keys == [key] and again.times()[key] >= begun)
         await asyncio.sleep(0.2)
-        assert read == [key] and again.damaged == [] and again.faults == []
+        assert asked.keys == [key] and again.damaged == [] and again.faults == []
         await again.checks.stop()
 
     run(test())
@@ -159,19 +173,17 @@ def test_what_is_old_is_read_although_nothing_was_noted(bundle: Path, noted: boo
 
 
 def test_one_that_is_always_interrupted_keeps_no_other_from_being_read(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, tmp_path: Path, asked: Asked
 ) -> None:
     """Where engines are made again and again, a large one is never read to its end."""
     first, second = engine(bundle), engine(make_bundle(tmp_path / "another", seed=9))
     rot(second)
-    real = content_checks.verify
 
-    def verify(store: Store, keys: list[str], on_bytes: object) -> list[Verdict]:
-        if keys == [first]:
+    def interrupt(key: str) -> None:
+        if key == first:
             raise Cancelled()
-        return real(store, keys, on_bytes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(content_checks, "verify", verify)
+    asked.instead = interrupt
     kept(**{first: 1.0, second: 2.0})
 
     async def test() -> None:
@@ -186,7 +198,7 @@ def test_one_that_is_always_interrupted_keeps_no_other_from_being_read(
 
 
 def test_many_engines_neither_hold_up_the_service_nor_wear_out_a_disk(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked
 ) -> None:
     """They are read beside the event loop, and noted together."""
     root = Path(Store(paths.home().cache).folder(engine(bundle))).parent
@@ -194,17 +206,17 @@ def test_many_engines_neither_hold_up_the_service_nor_wear_out_a_disk(
     for key in keys:
         (root / key).mkdir()
     kept(**dict.fromkeys(keys, 1.0))
-    read: list[tuple[str, str]] = []
+    threads: set[str] = set()
     noted: list[str] = []
 
-    def verify(store: Store, keys: list[str], on_bytes: object) -> list[Verdict]:
-        read.append((keys[0], threading.current_thread().name))
-        return [Verdict(keys[0], "", "")]
+    def sound(key: str) -> list[Verdict]:
+        threads.add(threading.current_thread().name)
+        return [Verdict(key, "", "")]
 
     def replace_file(path: str, data: bytes) -> None:
         noted.append(threading.current_thread().name)
 
-    monkeypatch.setattr(content_checks, "verify", verify)
+    asked.instead = sound
     monkeypatch.setattr(content_checks, "replace_file", replace_file)
     monkeypatch.setattr(content_checks, "_PAUSE_S", 0.0)
 
@@ -214,7 +226,7 @@ def test_many_engines_neither_hold_up_the_service_nor_wear_out_a_disk(
         await until(lambda: noted)
         await asyncio.sleep(0.2)
         await seen.checks.stop()
-        assert sorted(read) == [(key, "check") for key in sorted(keys)] and noted == ["check"]
+        assert sorted(asked.keys) == sorted(keys) and threads == {"check"} and noted == ["check"]
 
     run(test())
 
@@ -254,7 +266,9 @@ def test_not_when_background_work_is_off(bundle: Path, files: SettingsFiles, tex
     run(test())
 
 
-def test_not_while_an_engine_is_made(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_while_an_engine_is_made(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked
+) -> None:
     """Whoever waits for it wants the disk."""
     key = engine(bundle)
     rot(key)
@@ -262,14 +276,6 @@ def test_not_while_an_engine_is_made(bundle: Path, tmp_path: Path, monkeypatch: 
     waiting = WaitingRuntime(tmp_path / "waiting", waits_from=1)
     monkeypatch.syspath_prepend(str(waiting.folder))
     another = make_bundle(tmp_path / "another", seed=9)
-    begun: list[list[str]] = []
-    real = content_checks.verify
-
-    def verify(store: Store, keys: list[str], on_bytes: object) -> list[Verdict]:
-        begun.append(keys)
-        return real(store, keys, on_bytes)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(content_checks, "verify", verify)
 
     async def test() -> None:
         parts = Parts()
@@ -278,7 +284,7 @@ def test_not_while_an_engine_is_made(bundle: Path, tmp_path: Path, monkeypatch: 
         seen = Checked(parts)
         seen.checks.start()
         await asyncio.sleep(0.2)
-        assert seen.damaged == [] and begun == []
+        assert seen.damaged == [] and asked.keys == []
         waiting.go()
         await ended(waiter)
         await until(lambda: seen.damaged)
@@ -308,30 +314,27 @@ def test_it_ends_in_the_middle_of_an_engine(bundle: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("error", [CacheUnwritable(path="x", detail="Too many open files"), MemoryError()])
-def test_one_that_cannot_be_read_now_is_read_soon(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:  # fmt: skip
+def test_one_that_cannot_be_read_now_is_read_soon(bundle: Path, tmp_path: Path, asked: Asked, error: Exception) -> None:
     """It does not keep the others waiting either."""
     first, second = engine(bundle), engine(make_bundle(tmp_path / "another", seed=9))
     rot(first)
     rot(second)
-    asked: list[str] = []
-    real = content_checks.verify
 
-    def verify(store: Store, keys: list[str], on_bytes: object) -> list[Verdict]:
-        asked.extend(keys)
-        if asked.count(first) == 1 and keys == [first]:
-            if isinstance(error, CacheUnwritable):
-                return [Verdict(first, "", "", error)]
-            raise error
-        return real(store, keys, on_bytes)  # type: ignore[arg-type]
+    def fail_once(key: str) -> list[Verdict] | None:
+        if key != first or asked.keys.count(first) > 1:
+            return None
+        if isinstance(error, CacheUnwritable):
+            return [Verdict(first, "", "", error)]
+        raise error
 
-    monkeypatch.setattr(content_checks, "verify", verify)
+    asked.instead = fail_once
     kept(**{first: 1.0, second: 2.0})
 
     async def test() -> None:
         seen = Checked(Parts())
         seen.checks.start()
         await until(lambda: len(seen.damaged) == 2)
-        assert asked == [first, second, first] and [v.key for v in seen.damaged] == [second, first]
+        assert asked.keys == [first, second, first] and [v.key for v in seen.damaged] == [second, first]
         assert seen.faults == [error]
         await seen.checks.stop()
 

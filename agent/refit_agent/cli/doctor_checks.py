@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from refit_agent import __version__, logs, paths
-from refit_agent.cache.disk import free_bytes
+from refit_agent.cache.disk import existing_parent, free_bytes
 from refit_agent.cache.store import FOLDERS, Store
 from refit_agent.cache.upkeep import DISK_MARGIN_BYTES, list_entries
 from refit_agent.cli.cache_document import is_leased, quota
@@ -145,7 +145,7 @@ def _folder(name: str, path: str, *, needs_room: bool) -> Check:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        above = _nearest(path)
+        above = existing_parent(path)
         if not os.access(above, os.W_OK | os.X_OK):
             return Check(
                 name, "fail", f"{summary}; it does not exist, and {above} cannot be written", (), elsewhere, facts
@@ -164,12 +164,6 @@ def _folder(name: str, path: str, *, needs_room: bool) -> Check:
     if needs_room:
         Store(path).check_owner()
     return _room(Check(name, "ok", f"{summary}, mode {mode}", facts=facts), free, needs_room)
-
-
-def _nearest(path: str) -> str:
-    while not os.path.exists(path) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    return path
 
 
 def _room(check: Check, free: int, needs_room: bool) -> Check:

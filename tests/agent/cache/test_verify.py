@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from entries import put
+from entries import put, rot
 from refit_agent.cache import verify as module
 from refit_agent.cache.locks import key_lock, try_key_lock
 from refit_agent.cache.store import Store
@@ -19,13 +19,7 @@ from refit_agent.errors import CacheError, CacheUnwritable, DiskFull
 
 
 def _rot(store: Store, key: str) -> None:
-    """One bit changes, and neither size nor time."""
-    plan = Path(store.folder(key), "plan")
-    status = plan.stat()
-    data = bytearray(plan.read_bytes())
-    data[len(data) // 2] ^= 1
-    plan.write_bytes(data)
-    os.utime(plan, ns=(status.st_atime_ns, status.st_mtime_ns))
+    rot(Path(store.folder(key), "plan"))
 
 
 def test_verification_finds_what_size_and_time_do_not_show(store: Store) -> None:

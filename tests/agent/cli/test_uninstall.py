@@ -89,6 +89,13 @@ def an_app_with_an_engine(cli: Cli, bundle: Path) -> Iterator[None]:
         app.communicate("\n")
 
 
+def use_the_usual_places(cli: Cli, root: Path) -> None:
+    """Cache and state where they are without REFIT_AGENT_HOME, below ``root``."""
+    del cli.env["REFIT_AGENT_HOME"]
+    places = {f"XDG_{n}_HOME": str(root / n.lower()) for n in ("CACHE", "STATE")}
+    cli.env |= {**places, "HOME": str(root), "XDG_RUNTIME_DIR": str(root), "PATH": str(root)}
+
+
 def everything(root: Path) -> list[str]:
     return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
 
@@ -134,9 +141,7 @@ def test_a_broken_settings_file_of_the_user_keeps_nobody(
     files: SettingsFiles, cli: Cli, bundle: Path, tmp_path: Path, text: str
 ) -> None:
     """It is one of the things that go, unless it may say where the cache is: nothing else knows."""
-    del cli.env["REFIT_AGENT_HOME"]
-    places = {f"XDG_{n}_HOME": str(tmp_path / n.lower()) for n in ("CACHE", "STATE")}
-    cli.env |= {**places, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "PATH": str(tmp_path)}
+    use_the_usual_places(cli, tmp_path)
     assert cli("provision", bundle).code == 0 and (tmp_path / "cache/refit-agent/engines").is_dir()
     files.user(text)
     assert cli("provision", bundle).code == 2
@@ -164,9 +169,7 @@ def test_a_settings_file_that_cannot_be_read_may_name_a_cache(
     files: SettingsFiles, cli: Cli, bundle: Path, tmp_path: Path, what: str
 ) -> None:
     """It stays and is named, the rest goes; and nobody waits for one who writes to the FIFO."""
-    del cli.env["REFIT_AGENT_HOME"]
-    places = {f"XDG_{n}_HOME": str(tmp_path / n.lower()) for n in ("CACHE", "STATE")}
-    cli.env |= {**places, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "PATH": str(tmp_path)}
+    use_the_usual_places(cli, tmp_path)
     assert cli("provision", bundle).code == 0
     if what == "a FIFO":
         os.mkfifo(files.user_path)
