@@ -292,6 +292,17 @@ def test_onnxruntime_must_not_be_older(version: str, fits: bool) -> None:
         assert codes(result) == [(0, "cpu", "runtime-version")]
 
 
+@pytest.mark.parametrize(("version", "fits"), [("1.18.0", True), ("1.31.1", True), ("1.17.3", False)])
+def test_a_graph_of_standard_operators_runs_on_older_ones(version: str, fits: bool) -> None:
+    """The author's ONNX Runtime may be years newer than the user's."""
+    ort = InstalledRuntime(module="onnxruntime", version=version)
+    graph = engine(runtime="onnxruntime", built_with="1.40.0", min_runtime="1.18")
+    result = run(model(graph), machine(runtimes=(ort,)))
+    assert bool(result.candidates) is fits
+    if not fits:
+        assert "the graph is for ONNX Runtime 1.18 and newer" in result.refusals[0].reason
+
+
 # ------------------------------------------------------------------ profiles
 
 

@@ -25,13 +25,14 @@ CONFIG = FileRef(path="config.json", size=1, sha256=HASH)
 RANK = Plan(path="r", size=1, sha256=HASH, plan_size=1)
 
 engines = st.builds(
-    lambda runtime, trt, rtx, ort, more, **rest: Engine(
+    lambda runtime, trt, rtx, ort, oldest, more, **rest: Engine(
         path="e",
         size=1,
         sha256=HASH,
         plan_size=1,
         runtime=runtime,
         built_with={"tensorrt": trt, "tensorrt-rtx": rtx, "onnxruntime": ort}[runtime],
+        min_runtime=oldest if runtime == "onnxruntime" else None,
         # An engine of TensorRT-LLM now and then, for one GPU or more.
         config=CONFIG if more is not None and runtime == "tensorrt" else None,
         ranks=(RANK,) * more if more is not None and runtime == "tensorrt" else (),
@@ -41,6 +42,7 @@ engines = st.builds(
     trt=st.sampled_from(TRT),
     rtx=st.sampled_from(["1.7.1.116", "1.6.0"]),
     ort=st.sampled_from(["1.18.0", "1.31.1"]),
+    oldest=st.sampled_from([None, "1.18", "1.31"]),
     more=st.sampled_from([None, None, 0, 1, 2]),
     version_compatible=st.booleans(),
     os=st.sampled_from([(), ("linux",), ("windows",), ("linux", "windows")]),
@@ -113,7 +115,8 @@ def may(engine: Engine, gpu: Gpu | None, runtime: InstalledRuntime, machine: Mac
         return False
     b, r = ints(engine.built_with), ints(runtime.version)
     if engine.runtime == "onnxruntime":
-        return gpu is None and runtime.module == "onnxruntime" and r[:2] >= b[:2]
+        oldest = ints(engine.min_runtime) if engine.min_runtime else b
+        return gpu is None and runtime.module == "onnxruntime" and r[:2] >= oldest[:2]
     if gpu is None:
         return False
     if engine.min_driver and ints(machine.driver) < ints(engine.min_driver):

@@ -3,6 +3,9 @@
 ONNX Runtime optimises the model and saves it with its large initializers apart. Those that are byte
 for byte initializers of the source are dropped: the plan refers to them as external data in
 ``weights.bin``, which a refit writes. All others stay inside the plan.
+
+The users' ONNX Runtime may be older than the author's. So only what leaves the standard's own operators in place is
+done here; the rest the host's own ONNX Runtime does when it loads the finished model, in the same time.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from refit_agent.authoring.onnx_needs import OnnxNeeds, read_needs
 from refit_agent.errors import PlanInvalid
 from refit_agent.refit.unpack import PlanImage
 from refit_agent.runtimes.importing import import_onnxruntime
 from refit_agent.runtimes.onnxruntime_cpu import WEIGHTS_NAME, stripped_tensors
 from refit_agent.weights import OnnxWeights, WeightRef
 from refit_agent.weights import wire_writer as pb
+from refit_agent.weights.parts import read_opsets
 from refit_agent.weights.wire import BYTES, Wire
 
 #: Smaller tensors stay inside: ONNX Runtime wants shapes at hand, and dropping them would save nothing.
@@ -31,11 +36,16 @@ _WEIGHT_REWRITING = ["AttentionFusion", "ConstantFolding", "ConvAddFusion", "Con
 
 
 class CpuPlan(NamedTuple):
-    """What was made: bytes of the plan, of the weights it leaves out, and of those it had to keep."""
+    """What was made: bytes of the plan, of the weights it leaves out, and of those it had to keep.
+
+    ``min_runtime`` is the oldest version of ONNX Runtime that runs the plan; None where that cannot be told, and only
+    the version that it was made with, and newer ones, are sure to.
+    """
 
     plan_bytes: int
     stripped_bytes: int
     kept_bytes: int
+    min_runtime: str | None = None
 
 
 def make_cpu_plan(onnx_path: str, plan_path: str) -> CpuPlan:
@@ -50,13 +60,14 @@ def make_cpu_plan(onnx_path: str, plan_path: str) -> CpuPlan:
         optimised = os.path.join(folder, "optimised.onnx")
         _optimise(onnx_path, optimised)
         with OnnxWeights(onnx_path) as source, OnnxWeights(optimised) as weights, open(optimised, "rb") as file:
-            data = file.read()  # the graph alone; its weights lie in a file of their own
-            writer = _Stripper(source, weights)
-            plan = b"".join(writer.model(Wire(data, optimised)))
+            wire = Wire(file.read(), optimised)  # the graph alone; its weights lie in a file of their own
+            needs = read_needs(wire)
+            writer = _Stripper(source, weights, needs)
+            plan = b"".join(writer.model(wire))
         with open(plan_path, "wb") as out:
             out.write(plan)
         _check(plan_path, len(plan))
-    return CpuPlan(len(plan), writer.stripped_bytes, writer.kept_bytes)
+    return CpuPlan(len(plan), writer.stripped_bytes, writer.kept_bytes, needs.onnxruntime)
 
 
 def _check(plan_path: str, size: int) -> None:
@@ -75,8 +86,9 @@ def _check(plan_path: str, size: int) -> None:
 def _optimise(onnx_path: str, optimised: str) -> None:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
-    # Not ORT_ENABLE_ALL: its layouts depend on the processor that the plan is made on.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    # Not ORT_ENABLE_EXTENDED: its operators are of this release alone. Not ORT_ENABLE_ALL: its layouts depend on the
+    # processor that the plan is made on.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = optimised
     options.log_severity_level = 3
     prefix = "session.optimized_model_external_initializers_"
@@ -88,9 +100,10 @@ def _optimise(onnx_path: str, optimised: str) -> None:
 class _Stripper:
     """Copies a ModelProto field by field and replaces the initializers that the source holds."""
 
-    def __init__(self, source: OnnxWeights, weights: OnnxWeights) -> None:
+    def __init__(self, source: OnnxWeights, weights: OnnxWeights, needs: OnnxNeeds) -> None:
         self._source = source
         self._weights = weights
+        self._needs = needs
         self._position = 0
         self.stripped_bytes = 0
         self.kept_bytes = 0
@@ -99,8 +112,15 @@ class _Stripper:
         for number, kind, value, stop, at in wire.fields(0, wire.size):
             if number == 7 and kind == BYTES:
                 yield pb.blob(7, b"".join(self._graph(wire, value, stop)))
+            elif number == 8 and kind == BYTES and self._is_superfluous(wire, value, stop):
+                continue
             else:
                 yield bytes(wire.data[at:stop])
+
+    def _is_superfluous(self, wire: Wire, start: int, end: int) -> bool:
+        """ONNX Runtime names every operator set that it knows, used or not, and an older one refuses what is new."""
+        (name,) = read_opsets(wire, [(start, end)])
+        return self._needs.onnxruntime is not None and name not in {"", "ai.onnx", *self._needs.domains}
 
     def _graph(self, wire: Wire, start: int, end: int) -> Iterator[bytes]:
         for number, kind, value, stop, at in wire.fields(start, end):

@@ -71,6 +71,7 @@ def write_demo_bundle(root: str, *, width: int = 32, seed: int = 7) -> Manifest:
         built_with=".".join(map(str, version_tuple(onnxruntime.__version__)[:4])),
         plan_size=plan.plan_bytes,
         plan_sha256=ref.sha256,
+        min_runtime=plan.min_runtime,
     )
     model = Model(name=MODEL, version="1", onnx=file_ref(root, ONNX_PATH), engines=(engine,), golden=(golden,))
     app = App(id=APP_ID, name="refit-agent demo", version=__version__)

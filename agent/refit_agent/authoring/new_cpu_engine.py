@@ -13,6 +13,7 @@ from refit_agent.authoring.cpu_plan import CpuPlan, make_cpu_plan
 from refit_agent.authoring.errors import AuthoringMissing, ModelUnsupported
 from refit_agent.authoring.model_in_bundle import model_precision, require_sound_model
 from refit_agent.authoring.new_engine import AddedEngine
+from refit_agent.authoring.onnx_needs import OLDEST
 from refit_agent.authoring.place_engine import Placed, engine_path, place_engine, with_engine
 from refit_agent.authoring.places import Places
 from refit_agent.authoring.steps import Steps
@@ -47,7 +48,8 @@ def add_cpu_engine(
 ) -> AddedCpuEngine:
     """Make the CPU target's plan of ``model`` with the ONNX Runtime that is installed here, and add it.
 
-    It is for that version of ONNX Runtime and newer ones. ``precision`` is by default that of the model's weights,
+    It is for every version of ONNX Runtime that knows its operators (`CpuPlan.min_runtime`); where that cannot be told,
+    for the version that it was made with and newer ones. ``precision`` is by default that of the model's weights,
     and the tolerance that of the precision. The other arguments are those of `add_engine`.
 
     Raises:
@@ -70,6 +72,8 @@ def add_cpu_engine(
             plan_size=0,
             runtime="onnxruntime",
             built_with=version,
+            # What most plans get; what this one gets is known when it is made, and asked again then.
+            min_runtime=OLDEST,
             compression=compression,
             profile=profile,
             precision=precision or model_precision(onnx),
@@ -101,6 +105,7 @@ def add_cpu_engine(
                 sha256=shipped.sha256,
                 plan_size=shipped.plan_size,
                 plan_sha256=shipped.plan_sha256,
+                min_runtime=made.min_runtime,
             )
             placed = place_engine(now, entry, name, replace=replace, first=first)
             return with_engine(manifest, placed)

@@ -77,6 +77,7 @@ def _conditions(engine: Engine) -> tuple[object, ...]:
     return (
         engine.runtime,
         engine.built_with,
+        engine.min_runtime,
         engine.version_compatible,
         frozenset(engine.os),
         frozenset(engine.compute_capabilities),
@@ -115,7 +116,7 @@ def _capabilities(engine: Engine) -> tuple[str, ...]:
 def _runtimes(engine: Engine) -> Iterator[InstalledRuntime]:
     """Any of these is enough: the one that built it, and for a version-compatible plan lean ones from then on, the
     newest of each major version, since a new one may drop plans that an old one loads."""
-    yield InstalledRuntime(module=_MODULES[engine.runtime], version=engine.built_with)
+    yield InstalledRuntime(module=_MODULES[engine.runtime], version=engine.min_runtime or engine.built_with)
     if engine.version_compatible:
         yield InstalledRuntime(module="tensorrt_lean", version=engine.built_with)
         major = version_tuple(engine.built_with)[0]

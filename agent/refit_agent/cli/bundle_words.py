@@ -32,7 +32,9 @@ def stoppable(label: str) -> Iterator[ProgressCallback]:
 
 
 def runtime_text(engine: Engine) -> str:
-    """Such as "TensorRT 10.16.1.11"."""
+    """Such as "TensorRT 10.16.1.11", or "ONNX Runtime 1.18+"."""
+    if engine.runtime == "onnxruntime":
+        return f"{_RUNTIMES[engine.runtime]} {engine.min_runtime or engine.built_with}+"
     return f"{_RUNTIMES[engine.runtime]} {engine.built_with}"
 
 

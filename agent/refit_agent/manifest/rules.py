@@ -100,6 +100,9 @@ def _engine_fault(engine: Engine) -> str:
             return f"an uncompressed plan of {plan.size} bytes cannot unpack to plan_size {plan.plan_size}"
     if engine.runtime == "onnxruntime":
         return ""
+    if engine.min_runtime is not None:
+        # Taken for a promise that it never was: which TensorRT loads a plan has rules of its own.
+        return "only a graph for ONNX Runtime has an oldest version that runs it (min_runtime)"
     if not engine.os:
         return "a TensorRT plan must name the operating systems it was built for (os)"
     if engine.hardware_compatibility == "ampere-plus":

@@ -149,7 +149,7 @@ def _rtx(engine: Engine, machine: Machine) -> list[Loader] | Misfit:
 
 def _onnxruntime(engine: Engine, machine: Machine) -> Loader | Misfit:
     installed = machine.installed("onnxruntime")
-    least = ".".join(str(n) for n in version_tuple(engine.built_with)[:2])
+    least = ".".join(str(n) for n in version_tuple(engine.min_runtime or engine.built_with)[:2])
     if not installed:
         return Misfit(
             "runtime-missing",
@@ -160,11 +160,11 @@ def _onnxruntime(engine: Engine, machine: Machine) -> Loader | Misfit:
     if version_tuple(newest.version) < version_tuple(least):
         return Misfit(
             "runtime-version",
-            f"the graph was made with ONNX Runtime {engine.built_with}, and {shown(newest)} is older: "
+            f"the graph is for ONNX Runtime {least} and newer, and {shown(newest)} is older: "
             + _suited("pip install -U 'refit-agent[cpu]'"),
             _suited(f"onnxruntime {least} or newer (pip install -U 'refit-agent[cpu]')"),
         )
-    return Loader(newest, f"{shown(newest)} runs a graph made with {least}")
+    return Loader(newest, f"{shown(newest)} runs a graph for {least} and newer")
 
 
 def _suited(text: str) -> str:

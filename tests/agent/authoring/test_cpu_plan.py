@@ -20,7 +20,7 @@ def test_a_plan_holds_the_graph_and_none_of_the_weights(tmp_path: Path) -> None:
     make_onnx(tmp_path / "m.onnx")
     made = make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
     data = (tmp_path / "plan").read_bytes()
-    assert made == (len(data), 2 * SIZE * SIZE * 4, 0)
+    assert made == (len(data), 2 * SIZE * SIZE * 4, 0, "1.18")
     source = onnx.load(str(tmp_path / "m.onnx"))
     for tensor in source.graph.initializer:
         assert (tensor.raw_data in data) == (len(tensor.raw_data) < MIN_STRIPPED_BYTES)
@@ -49,6 +49,49 @@ def test_weights_in_external_files_are_stripped_as_well(tmp_path: Path) -> None:
     make_onnx(tmp_path / "b/m.onnx", external="w.bin")
     made = [make_cpu_plan(str(tmp_path / d / "m.onnx"), str(tmp_path / d / "plan")) for d in "ab"]
     assert made[0].stripped_bytes == made[1].stripped_bytes
+
+
+def _domains(path: Path) -> tuple[set[str], set[str]]:
+    """Of the operators, and of the operator sets that the model imports."""
+    model = onnx.load(str(path), load_external_data=False)
+    return {node.domain for node in model.graph.node}, {opset.domain for opset in model.opset_import}
+
+
+def test_a_plan_keeps_to_the_standard_s_operators(tmp_path: Path) -> None:
+    """What ONNX Runtime would fuse into its own, as MatMul with Transpose, an older one could not run."""
+    rng = np.random.default_rng(3)
+    weight = numpy_helper.from_array(rng.standard_normal((SIZE, SIZE), np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Transpose", ["a"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["a", "t"], ["m"]),
+        helper.make_node("Mul", ["m", "half"], ["y"]),
+    ]
+    half = numpy_helper.from_array(np.float32(0.5).reshape(1), "half")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [SIZE, SIZE])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight, half])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    made = make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
+    assert made.min_runtime == "1.18"
+    assert _domains(tmp_path / "plan") == ({""}, {""})
+
+
+def test_a_plan_with_operators_of_its_release_promises_nothing(tmp_path: Path) -> None:
+    """A source with ONNX Runtime's own operators keeps them, and everything that they need."""
+    rng = np.random.default_rng(3)
+    weight = numpy_helper.from_array(rng.standard_normal((SIZE, SIZE), np.float32), "w")
+    node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", alpha=0.5)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [SIZE, SIZE])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y], [weight]), opset_imports=imports, ir_version=9)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    made = make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
+    assert made.min_runtime is None
+    operators, imported = _domains(tmp_path / "plan")
+    assert operators == {"com.microsoft"} and {"", "com.microsoft", "ai.onnx.ml"} <= imported
 
 
 def _save(path: Path, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto]) -> None:

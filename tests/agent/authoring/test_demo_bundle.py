@@ -46,6 +46,12 @@ def test_the_plan_has_no_large_weights(root: Path) -> None:
     assert (root / demo_bundle.PLAN_PATH).stat().st_size < (root / demo_bundle.ONNX_PATH).stat().st_size / 100
 
 
+def test_the_cpu_plan_is_for_older_runtimes_too(root: Path) -> None:
+    """Made with whatever is newest, the demo's bundle must run in a package that was made before."""
+    (engine,) = Bundle.open(root).manifest.models[0].engines
+    assert engine.min_runtime == "1.18"
+
+
 def test_golden_outputs_depend_on_every_weight(root: Path) -> None:
     """Zeroing any one convolution or the head changes the outputs far beyond the tolerance."""
     image = np.load(root / "classifier" / "golden-image.npy")

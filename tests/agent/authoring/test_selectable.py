@@ -148,6 +148,17 @@ def test_same_conditions_ignore_what_is_for_people() -> None:
         assert not same_conditions(engine(), engine(**fields))
 
 
+def test_a_graph_that_older_runtimes_run_too_hides_the_others() -> None:
+    """It fits wherever they do, and the newer goes first."""
+    made = engine(path="new", runtime="onnxruntime", built_with="1.32.0", min_runtime="1.18", os=())
+    plain = engine(path="old", runtime="onnxruntime", built_with="1.20.0", os=())
+    assert outranked_by([plain, made], 0) == made and outranked_by([plain, made], 1) is None
+    assert not same_conditions(made, engine(path="new", runtime="onnxruntime", built_with="1.32.0", os=()))
+    assert not never_fits(made)
+    # Nor is it hidden by one of its own release that the users of an older ONNX Runtime cannot have.
+    assert outranked_by([engine(runtime="onnxruntime", built_with="1.32.0", os=()), made], 1) is None
+
+
 def test_every_pair_of_cpu_engines() -> None:
     """The newer ONNX Runtime's graph goes first, and the older one serves who has the older one alone."""
     made = [engine(path=v, runtime="onnxruntime", built_with=v, os=()) for v in ("1.18.0", "1.20.0", "1.20.1")]

@@ -39,7 +39,7 @@ def test_inspect(cli: Cli, root: Path) -> None:
     (row,) = [line for line in lines if line.startswith("sm90-fp16-linux.plan.zst")]
     assert "TensorRT 10.16.1.11  9.0, linux" in row and "fp16, built on NVIDIA H100 80GB HBM3, tolerance 0.01" in row
     (row,) = [line for line in lines if line.startswith("cpu-fp32.onnx.zst")]
-    assert row.endswith("fp32, tolerance 0.002") and "CPU" in row
+    assert row.endswith("fp32, tolerance 0.002") and "  ONNX Runtime 1.18+   CPU  " in row
     assert "not signed" in lines
     assert [line for line in lines if line.startswith("warning: model 'mlp' has no golden data")]
 

@@ -15,7 +15,7 @@ def _with_gpu_engine(manifest: Any) -> None:
     (model,) = manifest["models"]
     (engine,) = model["engines"]
     gpu = {"runtime": "tensorrt", "built_with": "8.6.0.12", "os": ["linux"], "compute_capabilities": ["7.5"]}
-    model["engines"].append(engine | gpu | {"path": "classifier/turing.plan"})
+    model["engines"].append(engine | gpu | {"path": "classifier/turing.plan", "min_runtime": None})
 
 
 def test_explain_before_and_after(cli: Cli, bundle: Path) -> None:

@@ -324,6 +324,7 @@ def test_target_all(cli: Cli, bundle: Path, edited: Edit, pretend_gpus: Callable
         (model,) = manifest["models"]
         (engine,) = model["engines"]
         gpu = engine | {"runtime": "tensorrt", "built_with": "11.4.0.106", "os": ["linux"], "version_compatible": True}
+        del gpu["min_runtime"]
         both = copy.deepcopy(model) | {"name": "both"}
         both["engines"] = [gpu | {"compute_capabilities": ["9.0"]}, gpu | {"compute_capabilities": ["8.9"]}]
         manifest["models"].append(both)
