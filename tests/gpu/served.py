@@ -16,20 +16,21 @@ _DRIVER = ("libcuda", "libnvinfer", "libcudart", "libnvidia", "libnvonnxparser")
 
 
 class Served:
-    """A service in a process of its own, with its client."""
+    """A service in a process of its own, with its client; ``under`` is a command that runs another one."""
 
-    def __init__(self, home: Path) -> None:
-        self.process = psutil.Popen([sys.executable, "-m", "refit_agent", "serve"], stderr=subprocess.DEVNULL)
+    def __init__(self, home: Path, under: tuple[str, ...] = ()) -> None:
+        command = [*under, sys.executable, "-m", "refit_agent", "serve"]
+        self.process = psutil.Popen(command, stderr=subprocess.DEVNULL)
         self.client = ServiceClient()
         ends = time.monotonic() + 60
         while not (home / "run" / "agent.sock").exists():
             assert self.process.poll() is None and time.monotonic() < ends
             time.sleep(0.05)
 
-    def wait_for_an_engine(self) -> None:
-        """Return when one is in the cache: right after the registration nothing has begun yet, which looks idle."""
+    def wait_for_engines(self, count: int = 1) -> None:
+        """Return when so many are in the cache: right after a registration nothing has begun yet, which looks idle."""
         ends = time.monotonic() + 120
-        while not self.client.status().cache.entries:
+        while self.client.status().cache.entries < count:
             assert time.monotonic() < ends, self.client.status()
             time.sleep(0.1)
 

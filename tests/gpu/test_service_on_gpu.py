@@ -20,7 +20,7 @@ def test_a_registered_bundle_is_made_in_the_background_and_found(served: Served,
     print(f"\nat rest {served.resident_mb:.1f} MB resident")
     assert served.resident_mb < 45
     served.client.add_bundle(bundle)
-    served.wait_for_an_engine()
+    served.wait_for_engines()
     served.wait_idle()
     assert served.client.status().warm.failures == ()
     with ensure_engine(bundle, "resnet50") as engine:

@@ -123,7 +123,7 @@ def test_warm_start_makes_one_engine_for_a_kind(gpus: tuple[Gpu, ...], bundle: P
     """Not one for each card."""
     kinds = len({gpu.name for gpu in gpus})
     served.client.add_bundle(bundle)
-    served.wait_for_an_engine()
+    served.wait_for_engines()
     served.wait_idle()
     assert served.client.status().cache.entries == kinds
     assert all(ensure_engine(bundle, "tiny", target=f"cuda:{n}").hit for n in range(len(gpus)))

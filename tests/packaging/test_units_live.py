@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import unit_filters
 from debian_packages import UNITS
 
 MANAGER = Path("/lib/systemd/systemd")
@@ -21,8 +22,15 @@ s.sendall(b"GET /metrics HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\
 text = b"".join(iter(lambda: s.recv(65536), b"")).decode()
 print(next(line for line in text.splitlines() if line.startswith('refit_agent_refit_seconds_count{phase="refit"}')))
 """
+#: Makes the engine in a worker of its own, without a service.
+MAKE = """
+import sys
+from refit_agent import ensure_engine
+with ensure_engine(sys.argv[1], "mlp") as engine:
+    print(engine.hit, engine.check)
+"""
 #: Argument 1 is the bundle, 2 the program, 3 a Python. A manager starts only where /run/systemd/system is there.
-SCRIPT = """
+START = """
 set -eu
 mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/system "$XDG_RUNTIME_DIR"
@@ -31,6 +39,15 @@ chmod 700 "$XDG_RUNTIME_DIR"
 manager=$!
 for i in $(seq 100); do systemctl --user is-system-running --quiet && break; sleep 0.1; done
 systemctl --user enable --now --quiet refit-agent.socket
+"""
+END = """
+systemctl --user stop refit-agent.socket refit-agent.service
+systemctl --user show --property Result --value refit-agent.service
+test ! -e "$XDG_RUNTIME_DIR/refit-agent/agent.sock" && echo socket gone
+kill -TERM "$manager"
+wait "$manager" || true
+"""
+LIFE = """
 readlink "$HOME/.config/systemd/user/sockets.target.wants/refit-agent.socket"
 stat -c 'socket %a' "$XDG_RUNTIME_DIR/refit-agent/agent.sock"
 systemctl --user is-active refit-agent.service || true
@@ -43,41 +60,67 @@ readlink "/proc/$pid/exe"
 kill -KILL "$pid"
 "$2" status >/dev/null
 test "$(systemctl --user show --property MainPID --value refit-agent.service)" != "$pid" && echo started anew
-systemctl --user stop refit-agent.socket refit-agent.service
-systemctl --user show --property Result --value refit-agent.service
-test ! -e "$XDG_RUNTIME_DIR/refit-agent/agent.sock" && echo socket gone
-kill -TERM "$manager"
-wait "$manager" || true
+"""
+#: Then the same filters without systemd: as many, and the calls that they forbid are refused.
+FILTERS = """
+"$2" status >/dev/null
+pid=$(systemctl --user show --property MainPID --value refit-agent.service)
+"$3" "$UNIT_FILTERS" take "$pid" "$HOME/filters.json"
+grep ^Seccomp_filters: "/proc/$pid/status"
+"$3" "$UNIT_FILTERS" under "$HOME/filters.json" grep -E '^(Seccomp_filters|NoNewPrivs):' /proc/self/status
+! "$3" "$UNIT_FILTERS" under "$HOME/filters.json" unshare --mount true 2>&1
+! "$3" "$UNIT_FILTERS" under "$HOME/filters.json" "$3" -c 'import socket; socket.socket(socket.AF_VSOCK)' 2>&1 | tail -n 1
+REFIT_AGENT_HOME="$HOME/other" "$3" "$UNIT_FILTERS" under "$HOME/filters.json" "$3" -c "$MAKE" "$1"
 """
 
 
-def test_a_socket_of_systemd_starts_a_confined_service_that_makes_engines(tmp_path: Path, bundle: Path) -> None:
-    """Enabled, activated by the first client, under all filters of the unit, restarted after a kill, stopped clean."""
-    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None or not MANAGER.exists():
-        pytest.skip("needs root, unshare and systemd")
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Of a user with the units and the command, as `pip install --user` puts it."""
     home = tmp_path / "user"
     program = home / ".local/bin/refit-agent"
     program.parent.mkdir(parents=True)
     program.symlink_to(Path(sys.executable).with_name("refit-agent"))
     shutil.copytree(UNITS, home / ".config/systemd/user")
+    return home
+
+
+def in_a_manager(script: str, home: Path, bundle: Path) -> list[str]:
+    """The lines that ``script`` prints while the user's manager runs and its socket is there; skips where none can."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None or not MANAGER.exists():
+        pytest.skip("needs root, unshare and systemd")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("REFIT_AGENT", "XDG_"))}
     env |= {
         "HOME": str(home),
         "XDG_RUNTIME_DIR": "/run/user/0",
         "MANAGER": str(MANAGER),
         "METRICS": METRICS,
+        "MAKE": MAKE,
+        "UNIT_FILTERS": unit_filters.__file__,
         "LC_ALL": "C.UTF-8",
     }
     apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*apart, "sh", "-c", "mount -t tmpfs tmpfs /run"], capture_output=True).returncode:
         pytest.skip("namespaces may not be made here")
+    program = home / ".local/bin/refit-agent"
     done = subprocess.run(
-        [*apart, "sh", "-c", SCRIPT, "sh", bundle, program, sys.executable], capture_output=True, text=True, env=env
+        [*apart, "sh", "-c", START + script + END, "sh", bundle, program, sys.executable],
+        capture_output=True,
+        text=True,
+        env=env,
     )
     log = (home / "manager.log").read_text()
     if "Failed to" in log and "control group" in log.lower():
         pytest.skip("systemd may not make control groups here")
-    assert done.stdout.splitlines() == [
+    assert done.returncode == 0, done.stdout + done.stderr + log
+    *lines, result, gone = done.stdout.splitlines()
+    assert (result, gone) == ("success", "socket gone"), done.stderr + log
+    return lines
+
+
+def test_a_socket_of_systemd_starts_a_confined_service_that_makes_engines(home: Path, bundle: Path) -> None:
+    """Enabled, activated by the first client, under all filters of the unit, restarted after a kill, stopped clean."""
+    assert in_a_manager(LIFE, home, bundle) == [
         str(home / ".config/systemd/user/refit-agent.socket"),
         "socket 600",
         "inactive",
@@ -88,7 +131,14 @@ def test_a_socket_of_systemd_starts_a_confined_service_that_makes_engines(tmp_pa
         # The service made it: under its filters the worker started, read, wrote, ran the golden check and published.
         'refit_agent_refit_seconds_count{phase="refit"} 1.0',
         "started anew",
-        "success",
-        "socket gone",
-    ], done.stderr + log
-    assert done.returncode == 0
+    ]
+
+
+def test_the_unit_s_filters_can_be_had_where_no_systemd_is(home: Path, bundle: Path) -> None:
+    """What tests/gpu/test_unit_filters.py puts on a service that opens a GPU are those of this unit, and they bite."""
+    count, privileges, same, namespaces, family, check = in_a_manager(FILTERS, home, bundle)
+    assert int(count.split()[1]) >= 6 and same == count and privileges.split() == ["NoNewPrivs:", "1"]
+    assert "Operation not permitted" in namespaces and "Address family not supported" in family
+    assert check == "False golden"
+    if keep := os.environ.get("REFIT_AGENT_KEEP_UNIT_FILTERS"):
+        shutil.copy(home / "filters.json", keep)
