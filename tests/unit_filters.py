@@ -34,10 +34,10 @@ class _Program(ctypes.Structure):
 
 
 def take(pid: int) -> list[bytes]:
-    """The filters of a process, the newest first. The process stands still meanwhile.
+    """The filters of a process in the order in which it got them. The process stands still meanwhile.
 
     Raises:
-        OSError: it may not be asked (root may, where the kernel can say it).
+        OSError: it may not be asked (root without filters of its own may, where the kernel can say it).
     """
     _ptrace(_SEIZE, pid)
     try:
@@ -61,7 +61,7 @@ def take(pid: int) -> list[bytes]:
 def put_on(filters: list[bytes]) -> None:
     """Put them on this process and all that it starts; there is no way back."""
     _prctl(_NO_NEW_PRIVS, 1)
-    for instructions in reversed(filters):
+    for instructions in filters:
         room = ctypes.create_string_buffer(instructions)
         program = _Program(len(instructions) // _INSTRUCTION_BYTES, ctypes.addressof(room))
         _prctl(_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(program))

@@ -56,8 +56,8 @@ class Engine:
         profile: the profile that was chosen, or None.
         hit: whether it was in the cache already.
         check: how it was checked before it was published: "golden" (the bundle's golden data), "smoke" (it
-            ran, and gave finite numbers), "loaded" (TensorRT-LLM: each plan was loaded anew, none can be run by
-            itself) or "none" (the bundle has no golden data for it).
+            ran, and gave finite numbers), "loaded" (TensorRT-LLM, whose plans cannot be run by themselves, and a CPU
+            engine from a newer ONNX Runtime than is here) or "none" (the bundle has no golden data for it).
         explanation: why this engine and none of the others.
     """
 

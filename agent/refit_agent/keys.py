@@ -96,9 +96,10 @@ def _check(candidate: Candidate, model: Model, profile: str | None) -> str:
     if candidate.engine.config is not None:
         return "loaded"
     golden = model.fitting_golden(profile)
+    loaded = "loaded " if candidate.needs_load else ""
     if not golden:
-        return "smoke" if candidate.needs_check else "none"
-    return _digest(msgspec.json.encode((golden, candidate.engine.tolerance), order="deterministic"))
+        return loaded + ("smoke" if candidate.needs_check else "none")
+    return loaded + _digest(msgspec.json.encode((golden, candidate.engine.tolerance), order="deterministic"))
 
 
 def _digest(data: bytes) -> str:

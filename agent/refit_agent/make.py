@@ -253,6 +253,7 @@ def _job(request: Request, staging: str, files: _Files) -> Job:
         gpu="" if candidate.gpu is None else candidate.gpu.uuid,
         compute_capability="" if candidate.gpu is None else candidate.gpu.compute_capability,
         golden=files.golden,
+        load=candidate.needs_load,
         smoke_run=candidate.needs_check or request.weights is not None,
         smoke_inputs=files.smoke_inputs,
         base=files.base,

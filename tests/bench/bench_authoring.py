@@ -43,9 +43,9 @@ def _run(command: Sequence[str], clean: Callable[[], None], rounds: int) -> tupl
         times.append(time.perf_counter() - start)
     clean()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    meter = PeakMeter(process.pid)
-    assert process.wait() == 0
-    return statistics.median(times), meter.stop()
+    with PeakMeter(process.pid) as meter:
+        assert process.wait() == 0
+        return statistics.median(times), meter.stop()
 
 
 def bench_strip(work: Path, rounds: int) -> None:

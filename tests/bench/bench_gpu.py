@@ -12,6 +12,7 @@ without golden data. The two take turns; medians are compared.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -76,9 +77,8 @@ def ours(bundle: Path, name: str, home: Path, *, measure_memory: bool) -> tuple[
         process = subprocess.Popen(
             [sys.executable, "-c", _OURS, str(bundle), name], stdout=subprocess.PIPE, stderr=log, text=True, env=env
         )
-    meter = PeakMeter(process.pid) if measure_memory else None
     assert process.stdout is not None
-    with process.stdout as out:
+    with process.stdout as out, PeakMeter(process.pid) if measure_memory else contextlib.nullcontext() as meter:
         path = out.readline().strip()
         seconds = time.perf_counter() - start
         peak = meter.stop() if meter else Peak(0, 0)

@@ -100,9 +100,9 @@ def bench_memory(models: Path, make: str | None, work: Path) -> None:
         shutil.rmtree(Path(os.environ["REFIT_AGENT_HOME"]) / "cache", ignore_errors=True)
         process = subprocess.Popen([sys.executable, "-c", _MAKE, str(root), "bert"], stdout=subprocess.DEVNULL)
         start = time.perf_counter()
-        meter = PeakMeter(process.pid)
-        assert process.wait() == 0
-        seconds, peak = time.perf_counter() - start, meter.stop()
+        with PeakMeter(process.pid) as meter:
+            assert process.wait() == 0
+            seconds, peak = time.perf_counter() - start, meter.stop()
         if not smoke:
             continue  # the first run warms the page cache
         print(

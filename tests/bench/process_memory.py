@@ -47,7 +47,8 @@ def sample(root: int) -> Peak:
 
 
 class PeakMeter:
-    """Samples the tree below ``pid`` until `stop`; it slows the tree down, so never time what it watches."""
+    """Samples the tree below ``pid`` until `stop` or the end of its block; it slows the tree down, so never time what
+    it watches."""
 
     def __init__(self, pid: int, interval_s: float = 0.01) -> None:
         self._pid, self._interval = pid, interval_s
@@ -55,6 +56,12 @@ class PeakMeter:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> PeakMeter:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.stop()  # left running it would open files in this process for as long as that lives
 
     def _run(self) -> None:
         while not self._done.is_set():
@@ -76,9 +83,9 @@ class PeakMeter:
 def peak_of(command: Sequence[str]) -> Peak:
     """The peak of a command's whole tree, from its start to its end. Raises CalledProcessError if it fails."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    meter = PeakMeter(process.pid)
-    code = process.wait()
-    peak = meter.stop()
+    with PeakMeter(process.pid) as meter:
+        code = process.wait()
+        peak = meter.stop()
     if code:
         raise subprocess.CalledProcessError(code, command)
     return peak
@@ -112,11 +119,11 @@ def growth(prepare: str, step: str, *arguments: str) -> int:
         assert process.stdin is not None and process.stdout is not None
         _require_line(process.stdout.readline())
         before = sample(process.pid).private
-        meter = PeakMeter(process.pid, interval_s=0.001)
-        process.stdin.write("\n")
-        process.stdin.flush()
-        _require_line(process.stdout.readline())
-        return max(0, meter.stop().private - before)
+        with PeakMeter(process.pid, interval_s=0.001) as meter:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            _require_line(process.stdout.readline())
+            return max(0, meter.stop().private - before)
 
 
 def _require_line(line: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -192,5 +193,7 @@ def test_memory_is_that_of_the_step_alone() -> None:
     prepare = "before = bytearray(30_000_000)"
     assert growth(prepare, "None") < 3 * MB
     assert 49 * MB < growth(prepare, "bytearray(50_000_000)") < 56 * MB
+    before = threading.active_count()
     with pytest.raises(RuntimeError, match="ended early"):
         growth(prepare, "sys.exit()")
+    assert threading.active_count() <= before, "nothing goes on looking at a process that is gone"

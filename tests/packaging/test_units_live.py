@@ -29,6 +29,20 @@ from refit_agent import ensure_engine
 with ensure_engine(sys.argv[1], "mlp") as engine:
     print(engine.hit, engine.check)
 """
+#: A namespace (RestrictNamespaces), a family of sockets that every Linux has (RestrictAddressFamilies), swap.
+FORBIDDEN = """
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+said = [os.strerror(ctypes.get_errno()) if libc.unshare(0x04000000) else "done"]
+try:
+    socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+    said.append("done")
+except OSError as error:
+    said.append(error.strerror)
+libc.swapoff(b"/nothing")
+said.append(os.strerror(ctypes.get_errno()))
+print(", ".join(said))
+"""
 #: Argument 1 is the bundle, 2 the program, 3 a Python. A manager starts only where /run/systemd/system is there.
 START = """
 set -eu
@@ -61,16 +75,23 @@ kill -KILL "$pid"
 "$2" status >/dev/null
 test "$(systemctl --user show --property MainPID --value refit-agent.service)" != "$pid" && echo started anew
 """
-#: Then the same filters without systemd: as many, and the calls that they forbid are refused.
+#: Then the same filters without systemd: those and no others, in their order, and the calls that they forbid are refused.
 FILTERS = """
 "$2" status >/dev/null
 pid=$(systemctl --user show --property MainPID --value refit-agent.service)
-"$3" "$UNIT_FILTERS" take "$pid" "$HOME/filters.json"
-grep ^Seccomp_filters: "/proc/$pid/status"
-"$3" "$UNIT_FILTERS" under "$HOME/filters.json" grep -E '^(Seccomp_filters|NoNewPrivs):' /proc/self/status
-! "$3" "$UNIT_FILTERS" under "$HOME/filters.json" unshare --mount true 2>&1
-! "$3" "$UNIT_FILTERS" under "$HOME/filters.json" "$3" -c 'import socket; socket.socket(socket.AF_VSOCK)' 2>&1 | tail -n 1
-REFIT_AGENT_HOME="$HOME/other" "$3" "$UNIT_FILTERS" under "$HOME/filters.json" "$3" -c "$MAKE" "$1"
+if ! "$3" "$UNIT_FILTERS" take "$pid" "$HOME/filters.json"; then
+    echo not to be had
+else
+    grep ^Seccomp_filters: "/proc/$pid/status"
+    "$3" "$UNIT_FILTERS" under "$HOME/filters.json" sleep 60 &
+    for i in $(seq 100); do test "$(cat "/proc/$!/comm")" = sleep && break; sleep 0.1; done
+    "$3" "$UNIT_FILTERS" take $! "$HOME/again.json"
+    kill $!
+    cmp "$HOME/filters.json" "$HOME/again.json" && echo the same
+    "$3" -c "$FORBIDDEN"
+    "$3" "$UNIT_FILTERS" under "$HOME/filters.json" "$3" -c "$FORBIDDEN"
+    REFIT_AGENT_HOME="$HOME/other" "$3" "$UNIT_FILTERS" under "$HOME/filters.json" "$3" -c "$MAKE" "$1"
+fi
 """
 
 
@@ -96,6 +117,7 @@ def in_a_manager(script: str, home: Path, bundle: Path) -> list[str]:
         "MANAGER": str(MANAGER),
         "METRICS": METRICS,
         "MAKE": MAKE,
+        "FORBIDDEN": FORBIDDEN,
         "UNIT_FILTERS": unit_filters.__file__,
         "LC_ALL": "C.UTF-8",
     }
@@ -136,9 +158,13 @@ def test_a_socket_of_systemd_starts_a_confined_service_that_makes_engines(home: 
 
 def test_the_unit_s_filters_can_be_had_where_no_systemd_is(home: Path, bundle: Path) -> None:
     """What tests/gpu/test_unit_filters.py puts on a service that opens a GPU are those of this unit, and they bite."""
-    count, privileges, same, namespaces, family, check = in_a_manager(FILTERS, home, bundle)
-    assert int(count.split()[1]) >= 6 and same == count and privileges.split() == ["NoNewPrivs:", "1"]
-    assert "Operation not permitted" in namespaces and "Address family not supported" in family
-    assert check == "False golden"
+    lines = in_a_manager(FILTERS, home, bundle)
+    if lines == ["not to be had"]:
+        pytest.skip("a process's filters may not be asked for here")
+    count, same, before, under, made = lines
+    assert int(count.split()[1]) >= 6 and same == "the same"
+    assert before == "done, done, No such file or directory"
+    assert under == "Operation not permitted, Address family not supported by protocol, Operation not permitted"
+    assert made == "False golden"
     if keep := os.environ.get("REFIT_AGENT_KEEP_UNIT_FILTERS"):
         shutil.copy(home / "filters.json", keep)

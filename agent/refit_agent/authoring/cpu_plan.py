@@ -5,7 +5,8 @@ for byte initializers of the source are dropped: the plan refers to them as exte
 ``weights.bin``, which a refit writes. All others stay inside the plan.
 
 The users' ONNX Runtime may be older than the author's. So only what leaves the standard's own operators in place is
-done here; the rest the host's own ONNX Runtime does when it loads the finished model, in the same time.
+done here; the rest the host's own ONNX Runtime does when it loads the finished model, in the same time. A quantised model
+is the exception: its results depend on which operators are fused, and the plan fixes that for all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from refit_agent.authoring.onnx_needs import OnnxNeeds, read_needs
+from refit_agent.authoring.onnx_needs import OLDEST, is_standard, read_needs
 from refit_agent.errors import PlanInvalid
 from refit_agent.refit.unpack import PlanImage
 from refit_agent.runtimes.importing import import_onnxruntime
@@ -38,14 +39,15 @@ _WEIGHT_REWRITING = ["AttentionFusion", "ConstantFolding", "ConvAddFusion", "Con
 class CpuPlan(NamedTuple):
     """What was made: bytes of the plan, of the weights it leaves out, and of those it had to keep.
 
-    ``min_runtime`` is the oldest version of ONNX Runtime that runs the plan; None where that cannot be told, and only
-    the version that it was made with, and newer ones, are sure to.
+    ``min_runtime`` is the oldest version of ONNX Runtime that the plan is for. None: the version that it was made with,
+    and ``why_newer`` says why, a clause about "it".
     """
 
     plan_bytes: int
     stripped_bytes: int
     kept_bytes: int
     min_runtime: str | None = None
+    why_newer: str = ""
 
 
 def make_cpu_plan(onnx_path: str, plan_path: str) -> CpuPlan:
@@ -62,12 +64,13 @@ def make_cpu_plan(onnx_path: str, plan_path: str) -> CpuPlan:
         with OnnxWeights(onnx_path) as source, OnnxWeights(optimised) as weights, open(optimised, "rb") as file:
             wire = Wire(file.read(), optimised)  # the graph alone; its weights lie in a file of their own
             needs = read_needs(wire)
-            writer = _Stripper(source, weights, needs)
+            writer = _Stripper(source, weights, prune=not needs.why_newer)
             plan = b"".join(writer.model(wire))
         with open(plan_path, "wb") as out:
             out.write(plan)
         _check(plan_path, len(plan))
-    return CpuPlan(len(plan), writer.stripped_bytes, writer.kept_bytes, needs.onnxruntime)
+    oldest = None if needs.why_newer else OLDEST
+    return CpuPlan(len(plan), writer.stripped_bytes, writer.kept_bytes, oldest, needs.why_newer)
 
 
 def _check(plan_path: str, size: int) -> None:
@@ -86,9 +89,9 @@ def _check(plan_path: str, size: int) -> None:
 def _optimise(onnx_path: str, optimised: str) -> None:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
-    # Not ORT_ENABLE_EXTENDED: its operators are of this release alone. Not ORT_ENABLE_ALL: its layouts depend on the
-    # processor that the plan is made on.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    # EXTENDED ends in operators of this release alone. Never ALL: its layouts depend on the processor here.
+    level = "ORT_ENABLE_EXTENDED" if _is_quantised(onnx_path) else "ORT_ENABLE_BASIC"
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.optimized_model_filepath = optimised
     options.log_severity_level = 3
     prefix = "session.optimized_model_external_initializers_"
@@ -97,13 +100,18 @@ def _optimise(onnx_path: str, optimised: str) -> None:
     ort.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_WEIGHT_REWRITING)
 
 
+def _is_quantised(onnx_path: str) -> bool:
+    with open(onnx_path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        return read_needs(Wire(memory, onnx_path)).quantised
+
+
 class _Stripper:
     """Copies a ModelProto field by field and replaces the initializers that the source holds."""
 
-    def __init__(self, source: OnnxWeights, weights: OnnxWeights, needs: OnnxNeeds) -> None:
+    def __init__(self, source: OnnxWeights, weights: OnnxWeights, *, prune: bool) -> None:
         self._source = source
         self._weights = weights
-        self._needs = needs
+        self._prune = prune
         self._position = 0
         self.stripped_bytes = 0
         self.kept_bytes = 0
@@ -120,7 +128,7 @@ class _Stripper:
     def _is_superfluous(self, wire: Wire, start: int, end: int) -> bool:
         """ONNX Runtime names every operator set that it knows, used or not, and an older one refuses what is new."""
         (name,) = read_opsets(wire, [(start, end)])
-        return self._needs.onnxruntime is not None and name not in {"", "ai.onnx", *self._needs.domains}
+        return self._prune and not is_standard(name)
 
     def _graph(self, wire: Wire, start: int, end: int) -> Iterator[bytes]:
         for number, kind, value, stop, at in wire.fields(start, end):

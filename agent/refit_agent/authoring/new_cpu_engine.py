@@ -48,8 +48,8 @@ def add_cpu_engine(
 ) -> AddedCpuEngine:
     """Make the CPU target's plan of ``model`` with the ONNX Runtime that is installed here, and add it.
 
-    It is for every version of ONNX Runtime that knows its operators (`CpuPlan.min_runtime`); where that cannot be told,
-    for the version that it was made with and newer ones. ``precision`` is by default that of the model's weights,
+    It is for ONNX Runtime from 1.18 on where that can be told from its graph, else for the version that it was made
+    with and newer ones (`CpuPlan.why_newer`). ``precision`` is by default that of the model's weights,
     and the tolerance that of the precision. The other arguments are those of `add_engine`.
 
     Raises:

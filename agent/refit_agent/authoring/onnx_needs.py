@@ -1,7 +1,7 @@
-"""The oldest ONNX Runtime that runs a graph, as far as the graph itself tells.
+"""The oldest ONNX Runtime for a graph, as far as the graph itself tells.
 
-Only a graph of the standard's own operators does: what ONNX Runtime adds of its own ("com.microsoft") changes from
-release to release without a version that could be compared.
+A release promises operator sets, not every kernel of them. So only what is known to be there is promised, and where the
+user's ONNX Runtime is older than the author's, the worker has it load the finished model before anybody gets it.
 """
 
 from __future__ import annotations
@@ -13,25 +13,33 @@ from refit_agent.weights.parts import read_opsets
 from refit_agent.weights.scan import Layout, scan_model
 from refit_agent.weights.wire import BYTES, Wire
 
-#: The oldest ONNX Runtime that this package works with, and the newest that it reads of each: found by giving the
-#: release 1.18.0 models of each version. Source of the versions: ONNX Runtime's page "Compatibility".
+#: The oldest ONNX Runtime that this package works with. It reads opset 21 too, but lacks kernels of it, for 4-bit types
+#: among others. Found by giving models of each version to the release 1.18.0.
 OLDEST = "1.18"
 _NEWEST_IR = 10
-_NEWEST_OPSETS = {"": 21, "ai.onnx.ml": 5}
-#: The standard's own operators have both names.
-_STANDARD = {"ai.onnx": ""}
+_NEWEST_OPSET = 20
+#: Optimised in another way by each release, and with kernels that come and go.
+_QUANTISED = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+}
 
 
 class OnnxNeeds(NamedTuple):
     """What a graph says of itself.
 
     Attributes:
-        domains: those of its operators; "" is the ONNX standard.
-        onnxruntime: the oldest version that runs it, or None where the graph does not tell.
+        quantised: whether it has quantised operators of the ONNX standard.
+        why_newer: why `OLDEST` is not promised to run it, a clause about "it"; "" where it is.
     """
 
-    domains: frozenset[str]
-    onnxruntime: str | None
+    quantised: bool
+    why_newer: str
 
 
 def read_needs(wire: Wire) -> OnnxNeeds:
@@ -41,14 +49,36 @@ def read_needs(wire: Wire) -> OnnxNeeds:
         OnnxMalformed: it is not a sound ONNX file.
     """
     layout = scan_model(wire)
-    domains = frozenset(_domains(wire, layout))
-    opsets = {_STANDARD.get(name, name): version for name, version in read_opsets(wire, layout.opsets).items()}
-    known = layout.ir_version <= _NEWEST_IR and not layout.functions
-    known = known and all(name in opsets and opsets[name] <= _NEWEST_OPSETS.get(name, -1) for name in domains)
-    return OnnxNeeds(domains, OLDEST if known else None)
+    operators = set(_operators(wire, layout))
+    quantised = not _QUANTISED.isdisjoint(operator for domain, operator in operators if not domain)
+    return OnnxNeeds(quantised, _why_newer(wire, layout, {domain for domain, _ in operators}, quantised))
 
 
-def _domains(wire: Wire, layout: Layout) -> Iterator[str]:
+def is_standard(domain: str) -> bool:
+    """Whether that is one of the two names of the ONNX standard's own operators."""
+    return domain in ("", "ai.onnx")
+
+
+def _why_newer(wire: Wire, layout: Layout, domains: set[str], quantised: bool) -> str:
+    others = sorted(domains - {""})
+    if others:
+        return f"it has operators of {', '.join(others)}"
+    if quantised:
+        return "it has quantised operators"
+    if layout.functions:
+        return "it has functions of its own"  # each with opsets of its own
+    opsets = {version for name, version in read_opsets(wire, layout.opsets).items() if is_standard(name)}
+    if not opsets:
+        return "it names no opset"
+    if max(opsets) > _NEWEST_OPSET:
+        return f"its opset is {max(opsets)}, above {_NEWEST_OPSET}"
+    if layout.ir_version > _NEWEST_IR:
+        return f"its IR version is {layout.ir_version}, above {_NEWEST_IR}"
+    return ""
+
+
+def _operators(wire: Wire, layout: Layout) -> Iterator[tuple[str, str]]:
+    """Domain and type of each node, the domain "" for the standard."""
     graphs = [layout.graph]
     nodes = [
         (value, stop)
@@ -60,10 +90,12 @@ def _domains(wire: Wire, layout: Layout) -> Iterator[str]:
         if not nodes:
             nodes += [(v, s) for n, k, v, s, _ in wire.fields(*graphs.pop()) if n == 1 and k == BYTES]
             continue
-        domain = ""
+        domain = operator = ""
         for number, kind, value, stop, _ in wire.fields(*nodes.pop()):
             if number == 7 and kind == BYTES:
                 domain = wire.text(value, stop)
+            elif number == 4 and kind == BYTES:
+                operator = wire.text(value, stop)
             elif number == 5 and kind == BYTES:
                 graphs += [(v, s) for n, k, v, s, _ in wire.fields(value, stop) if n in (6, 11) and k == BYTES]
-        yield _STANDARD.get(domain, domain)
+        yield "" if is_standard(domain) else domain, operator

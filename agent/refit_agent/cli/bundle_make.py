@@ -147,6 +147,7 @@ def add_engine(
         raise click.UsageError("Give either PLAN or --cpu.")
     signed = was_signed(bundle)
     record = said.pop("record")
+    newer = ""
     more = {"compression": compression, "path": path, "replace": replace, "first": first}
     if plan is None:
         if record is not None:
@@ -155,7 +156,7 @@ def add_engine(
         _require_cpu_facts(facts)
         with stoppable(model) as progress:
             made = authoring.add_cpu_engine(bundle, model, profile=facts.profile, precision=facts.precision, tolerance=facts.tolerance, progress=progress, **more)  # type: ignore[arg-type] # fmt: skip
-        added = made.added
+        added, newer = made.added, made.made.why_newer
     else:
         known = authoring.know_plan(plan, given_facts(said), record)  # type: ignore[arg-type]
         facts = known.facts
@@ -171,6 +172,8 @@ def add_engine(
         output.emit_json({"bundle": os.path.abspath(bundle), "model": model, "engine": engine, "replaced": replaced, "never_first_now": hidden})  # fmt: skip
         return 0
     _say_engine(added.engine)
+    if newer:
+        output.emit(f"  not for an older ONNX Runtime than this one: {newer}")
     for old in added.replaced:
         output.emit(f"  in place of {old.path}")
     emit_warnings(

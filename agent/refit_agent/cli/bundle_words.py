@@ -34,7 +34,8 @@ def stoppable(label: str) -> Iterator[ProgressCallback]:
 def runtime_text(engine: Engine) -> str:
     """Such as "TensorRT 10.16.1.11", or "ONNX Runtime 1.18+"."""
     if engine.runtime == "onnxruntime":
-        return f"{_RUNTIMES[engine.runtime]} {engine.min_runtime or engine.built_with}+"
+        least = engine.min_runtime or ".".join(engine.built_with.split(".")[:2])
+        return f"{_RUNTIMES[engine.runtime]} {least}+"
     return f"{_RUNTIMES[engine.runtime]} {engine.built_with}"
 
 

@@ -85,8 +85,8 @@ class Engine(Plan, frozen=True, kw_only=True):
     """A plan, or of a model that is spread over several GPUs all of its plans, with what they need.
 
     ``compute_capabilities`` lists what the plan was built for; an ampere-plus plan gives
-    ``min_compute_capability`` instead. ``min_runtime`` is the oldest ONNX Runtime that runs a graph of the CPU target;
-    none given, ``built_with`` is. ``gpu`` is the GPU model that it was built on, as NVML names it.
+    ``min_compute_capability`` instead. ``min_runtime`` is the oldest ONNX Runtime that a graph of the CPU target is
+    for; none given, the release ``built_with``. ``gpu`` is the GPU model that it was built on, as NVML names it.
     ``weights_sha256`` names the weights that an ``identical`` plan was built from, see `Model.weights_digest`.
     ``weight_map`` overrides the naming rules. ``include_refit`` asks that the finished plan can itself be refitted
     by the host app.

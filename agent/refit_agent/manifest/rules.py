@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from refit_agent.errors import ManifestInvalid, UnsafePath
+from refit_agent.machine import version_tuple
 from refit_agent.manifest.fields import Engine, FileRef, Manifest, Model
 from refit_agent.manifest.places import path_fault, url_fault
 
@@ -99,6 +100,8 @@ def _engine_fault(engine: Engine) -> str:
         if plan.compression == "none" and plan.plan_size != plan.size:
             return f"an uncompressed plan of {plan.size} bytes cannot unpack to plan_size {plan.plan_size}"
     if engine.runtime == "onnxruntime":
+        if version_tuple(engine.min_runtime or "") > version_tuple(engine.built_with):
+            return f"a graph made with ONNX Runtime {engine.built_with} cannot need {engine.min_runtime} (min_runtime)"
         return ""
     if engine.min_runtime is not None:
         # Taken for a promise that it never was: which TensorRT loads a plan has rules of its own.

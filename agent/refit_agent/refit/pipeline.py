@@ -256,6 +256,8 @@ def _check_run(
             runtime.load(path)
         return "loaded", None
     path = paths[0]
+    if job.load:
+        runtime.load(path)
     from refit_agent.refit import golden  # brings NumPy, which nothing before this point waits for
 
     if job.golden:
@@ -268,7 +270,7 @@ def _check_run(
         for inputs in job.smoke_inputs or (None,):
             golden.require_no_nan(runtime.run(path, None if inputs is None else golden.load_arrays(inputs)))
         return "smoke", None
-    return "none", None
+    return "loaded" if job.load else "none", None
 
 
 def _done(

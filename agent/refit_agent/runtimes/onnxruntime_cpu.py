@@ -67,7 +67,7 @@ class OnnxRuntime:
         return []
 
     def run(self, path: str, inputs: Mapping[str, Array] | None) -> dict[str, Array]:
-        """Run the finished model once, without optimising it again (which would copy the weights)."""
+        """Run the finished model once as it stands in the file: to optimise it would copy weights."""
         with self._refusing(path):
             session = self._session(path)
             feeds = dict(inputs) if inputs is not None else _made_up_inputs(session)
@@ -75,14 +75,15 @@ class OnnxRuntime:
             return dict(zip(names, session.run(names, feeds), strict=True))
 
     def load(self, path: str) -> None:
-        """Make a session of the finished model, and let it go."""
+        """Make a session of the finished model as host apps do, with all optimisations, and let it go: they may end in
+        operators that this release has no kernel for."""
         with self._refusing(path):
-            self._session(path)
+            self._session(path, "ORT_ENABLE_ALL")
 
-    def _session(self, path: str) -> Any:
+    def _session(self, path: str, level: str = "ORT_DISABLE_ALL") -> Any:
         ort = self._module
         options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
         # Prepacked copies of the weights would double the memory of a run that happens once.
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 3

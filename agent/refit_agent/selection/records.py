@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from refit_agent.machine import Gpu, InstalledRuntime
+from refit_agent.machine import Gpu, InstalledRuntime, version_tuple
 from refit_agent.manifest import Engine
 
 Tier = Literal["this-gpu", "same-compute-capability", "same-sm-unpromised", "ampere-plus", "rtx", "cpu"]
@@ -57,6 +57,14 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     tier: Tier
     needs_check: bool
     reason: str
+
+    @property
+    def needs_load(self) -> bool:
+        """Whether ONNX Runtime here is older than the one that made the graph: a release that has the operators may
+        still lack a kernel, so it has to load the finished model before anybody gets it."""
+        if self.engine.runtime != "onnxruntime":
+            return False
+        return version_tuple(self.runtime.version)[:2] < version_tuple(self.engine.built_with)[:2]
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

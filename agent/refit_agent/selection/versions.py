@@ -149,7 +149,7 @@ def _rtx(engine: Engine, machine: Machine) -> list[Loader] | Misfit:
 
 def _onnxruntime(engine: Engine, machine: Machine) -> Loader | Misfit:
     installed = machine.installed("onnxruntime")
-    least = ".".join(str(n) for n in version_tuple(engine.min_runtime or engine.built_with)[:2])
+    least = engine.min_runtime or ".".join(str(n) for n in version_tuple(engine.built_with)[:2])
     if not installed:
         return Misfit(
             "runtime-missing",

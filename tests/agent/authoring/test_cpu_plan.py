@@ -20,7 +20,7 @@ def test_a_plan_holds_the_graph_and_none_of_the_weights(tmp_path: Path) -> None:
     make_onnx(tmp_path / "m.onnx")
     made = make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
     data = (tmp_path / "plan").read_bytes()
-    assert made == (len(data), 2 * SIZE * SIZE * 4, 0, "1.18")
+    assert made == (len(data), 2 * SIZE * SIZE * 4, 0, "1.18", "")
     source = onnx.load(str(tmp_path / "m.onnx"))
     for tensor in source.graph.initializer:
         assert (tensor.raw_data in data) == (len(tensor.raw_data) < MIN_STRIPPED_BYTES)
@@ -89,9 +89,46 @@ def test_a_plan_with_operators_of_its_release_promises_nothing(tmp_path: Path) -
     model = helper.make_model(helper.make_graph([node], "g", [x], [y], [weight]), opset_imports=imports, ir_version=9)
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     made = make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
-    assert made.min_runtime is None
+    assert (made.min_runtime, made.why_newer) == (None, "it has operators of com.microsoft")
     operators, imported = _domains(tmp_path / "plan")
     assert operators == {"com.microsoft"} and {"", "com.microsoft", "ai.onnx.ml"} <= imported
+
+
+def test_a_quantised_model_is_fused_in_the_plan(tmp_path: Path) -> None:
+    """Golden data are compared with the graph in the file: unfused it would give other results than the author saw."""
+    rng = np.random.default_rng(3)
+    codes = numpy_helper.from_array(rng.integers(-127, 127, (SIZE, SIZE)).astype(np.int8), "w")
+    scale = numpy_helper.from_array(np.float32(0.02), "s")
+    zero = numpy_helper.from_array(np.int8(0), "z")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"]),
+        helper.make_node("MatMul", ["xd", "wd"], ["m"]),
+        helper.make_node("QuantizeLinear", ["m", "s", "z"], ["mq"]),
+        helper.make_node("DequantizeLinear", ["mq", "s", "z"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [SIZE, SIZE])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [SIZE, SIZE])
+    graph = helper.make_graph(nodes, "g", [x], [y], [codes, scale, zero])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    made = make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
+    assert made.min_runtime is None and "quantised" in made.why_newer
+    plan = onnx.load(str(tmp_path / "plan"), load_external_data=False)
+    assert "QLinearMatMul" in {node.op_type for node in plan.graph.node}
+
+
+def test_a_model_that_names_no_opset_promises_nothing(tmp_path: Path) -> None:
+    """ONNX Runtime writes its own newest into the plan, which an older one refuses to read."""
+    scaler = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.0], scale=[2.0])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
+    imports = [helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(helper.make_graph([scaler], "g", [x], [y]), opset_imports=imports, ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    made = make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
+    assert made.min_runtime is None and made.why_newer
 
 
 def _save(path: Path, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto]) -> None:

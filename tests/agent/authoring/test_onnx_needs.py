@@ -1,4 +1,4 @@
-"""The oldest ONNX Runtime for a graph: told for the standard's own operators, and for nothing else."""
+"""The oldest ONNX Runtime for a graph: told for what it is known to run, and for nothing else."""
 
 from __future__ import annotations
 
@@ -6,66 +6,93 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from refit_agent.authoring.onnx_needs import OLDEST, OnnxNeeds, read_needs
+from refit_agent.authoring.onnx_needs import OnnxNeeds, read_needs
 from refit_agent.weights.wire import Wire
 
 X = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2])
 Y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
+RELU = helper.make_node("Relu", ["x"], ["y"])
+OWN = helper.make_node("FusedMatMul", ["x", "x"], ["y"], domain="com.microsoft")
+FINE = (False, "")
 
 
 def needs(
-    *nodes: onnx.NodeProto, ir: int = 8, functions: tuple[onnx.FunctionProto, ...] = (), **opsets: int
+    *nodes: onnx.NodeProto,
+    opsets: tuple[tuple[str, int], ...] = (("", 17),),
+    ir: int = 8,
+    functions: tuple[onnx.FunctionProto, ...] = (),
 ) -> OnnxNeeds:
-    imports = [helper.make_opsetid(name.replace("_", "."), version) for name, version in opsets.items()]
-    graph = helper.make_graph(nodes or [helper.make_node("Relu", ["x"], ["y"])], "g", [X], [Y])
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17), *imports] if "" not in opsets else imports, ir_version=ir
-    )
+    graph = helper.make_graph(nodes, "g", [X], [Y])
+    imports = [helper.make_opsetid(name, version) for name, version in opsets]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=ir)
     model.functions.extend(functions)
     return read_needs(Wire(model.SerializeToString(), "m"))
 
 
 def test_standard_operators_run_on_the_oldest() -> None:
     """Whatever else the model imports and does not use, as ONNX Runtime's own files do."""
-    assert needs() == ({""}, OLDEST)
-    assert needs(ai_onnx_training=1, com_microsoft=1, ai_onnx_ml=99) == ({""}, OLDEST)
-    scaler = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.0], scale=[1.0])
-    assert needs(scaler, ai_onnx_ml=5) == ({"ai.onnx.ml"}, OLDEST)
-    assert needs(helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx")) == ({""}, OLDEST)
+    assert needs(RELU) == FINE
+    assert needs(RELU, opsets=(("", 17), ("ai.onnx.training", 1), ("com.microsoft", 1), ("ai.onnx.ml", 99))) == FINE
+    assert needs(helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx"), opsets=(("ai.onnx", 20),)) == FINE
 
 
-@pytest.mark.parametrize(("ir", "opset", "told"), [(10, 21, True), (11, 21, False), (10, 22, False), (3, 7, True)])
-def test_what_the_oldest_does_not_read_is_not_promised(ir: int, opset: int, told: bool) -> None:
-    assert needs(ir=ir, **{"": opset}).onnxruntime == (OLDEST if told else None)
+@pytest.mark.parametrize(
+    ("ir", "opset", "why"),
+    [
+        (10, 20, ""),
+        (3, 7, ""),
+        (11, 20, "its IR version is 11, above 10"),
+        (10, 21, "its opset is 21, above 20"),
+        (14, 28, "its opset is 28, above 20"),
+    ],
+)
+def test_what_the_oldest_may_not_read_is_not_promised(ir: int, opset: int, why: str) -> None:
+    assert needs(RELU, ir=ir, opsets=(("", opset),)).why_newer == why
+    # An opset counts that no operator uses: who loads the model judges each that it names.
+    assert needs(ir=ir, opsets=(("", opset),)).why_newer == why
+
+
+def test_a_model_without_an_opset_is_not_promised() -> None:
+    """ONNX Runtime writes its own newest in its place."""
+    assert needs(opsets=()).why_newer == needs(RELU, opsets=(("ai.onnx.ml", 3),)).why_newer == "it names no opset"
 
 
 def test_a_runtime_s_own_operators_are_of_its_release() -> None:
-    """On the top level, in a branch of a branch, and where no import names them."""
-    own = helper.make_node("FusedMatMul", ["x", "x"], ["y"], domain="com.microsoft")
-    assert needs(own, com_microsoft=1) == ({"com.microsoft"}, None)
-    assert needs(own).onnxruntime is None
-    branch = helper.make_graph([own], "inner", [], [Y])
+    """On the top level, in a branch of a branch, in a list of graphs."""
+    why = "it has operators of com.microsoft"
+    both = (("", 17), ("com.microsoft", 1))
+    assert needs(OWN, opsets=both).why_newer == needs(OWN).why_newer == why
+    branch = helper.make_graph([OWN], "inner", [], [Y])
     inner = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
     outer = helper.make_node("Loop", ["n", "c"], ["y"], body=helper.make_graph([inner], "outer", [], [Y]))
-    assert needs(outer, com_microsoft=1) == ({"", "com.microsoft"}, None)
-    listed = helper.make_node("Many", ["x"], ["y"], graphs=[branch, branch])
-    assert needs(listed, com_microsoft=1) == ({"", "com.microsoft"}, None)
+    assert needs(outer, opsets=both).why_newer == why
+    assert needs(helper.make_node("Many", ["x"], ["y"], graphs=[branch, branch]), opsets=both).why_newer == why
 
 
-def test_unknown_opset_of_the_classical_operators_is_not_promised() -> None:
+def test_other_standards_operators_are_not_promised() -> None:
+    """The classical ones among them: 1.18 lacks some."""
     scaler = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.0], scale=[1.0])
-    assert needs(scaler, ai_onnx_ml=6).onnxruntime is None
-    assert needs(scaler).onnxruntime is None
+    assert needs(scaler, RELU, opsets=(("", 17), ("ai.onnx.ml", 3))).why_newer == "it has operators of ai.onnx.ml"
+
+
+def test_quantised_operators_are_told_wherever_they_are() -> None:
+    """Of the standard's; another domain's of the same name are something else."""
+    quantise = helper.make_node("QuantizeLinear", ["x", "s"], ["y"])
+    assert needs(quantise) == (True, "it has quantised operators")
+    branch = helper.make_graph([quantise], "inner", [], [Y])
+    nested = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    assert needs(RELU, nested).quantised
+    function = helper.make_function("local", "F", ["a"], ["b"], [quantise], [helper.make_opsetid("", 17)])
+    assert needs(RELU, functions=(function,)).quantised
+    assert not needs(helper.make_node("QuantizeLinear", ["x"], ["y"], domain="com.microsoft")).quantised
 
 
 def test_local_functions_are_read_and_not_promised() -> None:
-    """What a function calls counts as used."""
+    """They have opsets of their own, and what they call counts as used."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     body = [helper.make_node("Gelu", ["a"], ["b"], domain="com.microsoft")]
-    function = helper.make_function(
-        "local", "F", ["a"], ["b"], body, [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    )
+    function = helper.make_function("local", "F", ["a"], ["b"], body, imports)
     call = helper.make_node("F", ["x"], ["y"], domain="local")
-    assert needs(call, functions=(function,), local=1) == ({"local", "com.microsoft"}, None)
-    newer = helper.make_function("ai.onnx.ml", "F", ["a"], ["b"], [], [helper.make_opsetid("", 99)])
-    call = helper.make_node("F", ["x"], ["y"], domain="ai.onnx.ml")
-    assert needs(call, functions=(newer,), ai_onnx_ml=3) == ({"ai.onnx.ml"}, None)
+    assert needs(call, functions=(function,)).why_newer == "it has operators of com.microsoft, local"
+    newer = helper.make_function("", "F", ["a"], ["b"], [], [helper.make_opsetid("", 99)])
+    assert needs(RELU, functions=(newer,)).why_newer == "it has functions of its own"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import onnx
 import pytest
 
 from bundles import make_onnx
@@ -42,10 +43,23 @@ def test_from_nothing_to_a_checked_engine(cli: Cli, root: Path) -> None:
     added = cli("bundle", "add-engine", root, "denoiser", "--cpu")
     assert added.code == 0 and "not finished" not in added.out, added.err
     assert "added engines/denoiser/cpu-fp32.onnx.zst" in added.out and "tolerance 0.002" in added.out
+    assert "ONNX Runtime 1.18+, for CPU" in added.out and "older" not in added.out
     assert cli("bundle", "golden", root, "denoiser").code == 0
     assert cli("bundle", "verify", root).code == 0
     made = cli("provision", root, "--json").document["engines"][0]
     assert made["check"] == "golden"
+
+
+def test_why_no_older_onnx_runtime_is_enough(cli: Cli, root: Path, tmp_path: Path) -> None:
+    """Said where the developer can still do something about it."""
+    model = onnx.load(str(tmp_path / "mlp.onnx"))
+    model.opset_import[0].version = 21
+    model.ir_version = 10
+    onnx.save(model, str(tmp_path / "mlp.onnx"))
+    cli("bundle", "add-model", root, "denoiser", tmp_path / "mlp.onnx", "--replace")
+    added = cli("bundle", "add-engine", root, "denoiser", "--cpu")
+    assert "  not for an older ONNX Runtime than this one: its opset is 21, above 20" in added.out.splitlines()
+    assert "1.18+" not in added.out and "ONNX Runtime 1." in added.out
 
 
 def test_init_as_json(cli: Cli, tmp_path: Path) -> None:
