@@ -1,6 +1,6 @@
 """The filters that systemd put on a running service, taken from it and put on a command where there is no systemd.
 
-    python tests/unit_filters.py take PID FILE            # as root, on a machine with systemd
+    python tests/unit_filters.py take PID FILE            # as root, on a machine with systemd; 77: it cannot be had
     python tests/unit_filters.py under FILE COMMAND ...   # as anybody, anywhere with the same processor architecture
 
 They are the programs in the kernel's own form (seccomp(2), PTRACE_SECCOMP_GET_FILTER in ptrace(2)), so what runs under
@@ -83,7 +83,13 @@ def _prctl(option: int, *arguments: int) -> None:
 def main(what: str, *arguments: str) -> None:
     if what == "take":
         pid, path = arguments
-        Path(path).write_text(json.dumps([base64.b64encode(f).decode() for f in take(int(pid))]))
+        try:
+            taken = take(int(pid))
+        except OSError as error:
+            print(error, file=sys.stderr)
+            # This process may not ask (filters of its own, no root), or the kernel cannot say.
+            raise SystemExit(77 if error.errno in (errno.EPERM, errno.EACCES, errno.EIO) else 1) from None
+        Path(path).write_text(json.dumps([base64.b64encode(f).decode() for f in taken]))
     elif what == "under":
         path, *command = arguments
         filters = [base64.b64decode(text) for text in json.loads(Path(path).read_text())]

@@ -120,6 +120,7 @@ GOLDEN = {"inputs": {}, "outputs": {}}
         ("models.0.engines.1.compute_capabilities", [], "(compute_capabilities)"),
         ("models.0.engines.1.min_runtime", "1.18", "only a graph for ONNX Runtime has an oldest version"),
         ("models.0.engines.0.min_runtime", "new", "engines[0].min_runtime"),
+        ("models.0.engines.0.min_runtime", "1.21", "made with ONNX Runtime 1.20.1 cannot need 1.21"),
         ("models.0.engines.0.min_runtime", "1.20.2", "made with ONNX Runtime 1.20.1 cannot need 1.20.2"),
         ("models.0.engines.1.hardware_compatibility", "ampere-plus", "must give min_compute_capability"),
         ("models.0.engines.1.refit", "identical", "(weights_sha256)"),

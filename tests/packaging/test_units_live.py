@@ -79,9 +79,12 @@ test "$(systemctl --user show --property MainPID --value refit-agent.service)" !
 FILTERS = """
 "$2" status >/dev/null
 pid=$(systemctl --user show --property MainPID --value refit-agent.service)
-if ! "$3" "$UNIT_FILTERS" take "$pid" "$HOME/filters.json"; then
+taken=0
+"$3" "$UNIT_FILTERS" take "$pid" "$HOME/filters.json" || taken=$?
+if [ "$taken" = 77 ]; then
     echo not to be had
 else
+    [ "$taken" = 0 ]
     grep ^Seccomp_filters: "/proc/$pid/status"
     "$3" "$UNIT_FILTERS" under "$HOME/filters.json" sleep 60 &
     for i in $(seq 100); do test "$(cat "/proc/$!/comm")" = sleep && break; sleep 0.1; done

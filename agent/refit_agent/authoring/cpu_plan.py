@@ -5,8 +5,9 @@ for byte initializers of the source are dropped: the plan refers to them as exte
 ``weights.bin``, which a refit writes. All others stay inside the plan.
 
 The users' ONNX Runtime may be older than the author's. So only what leaves the standard's own operators in place is
-done here; the rest the host's own ONNX Runtime does when it loads the finished model, in the same time. A quantised model
-is the exception: its results depend on which operators are fused, and the plan fixes that for all.
+done here; the rest the host's own ONNX Runtime does when it loads the finished model, in the same time. Where the model
+itself keeps older ones out, everything is done here: what is fused decides the results of a quantised model, and golden
+data are compared with the graph as it stands in the file.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from refit_agent.authoring.onnx_needs import OLDEST, is_standard, read_needs
-from refit_agent.errors import PlanInvalid
+from refit_agent.authoring.onnx_needs import OLDEST, is_standard, why_newer
+from refit_agent.errors import OnnxMalformed, PlanInvalid
 from refit_agent.refit.unpack import PlanImage
 from refit_agent.runtimes.importing import import_onnxruntime
 from refit_agent.runtimes.onnxruntime_cpu import WEIGHTS_NAME, stripped_tensors
@@ -60,17 +61,17 @@ def make_cpu_plan(onnx_path: str, plan_path: str) -> CpuPlan:
     """
     with tempfile.TemporaryDirectory(prefix="refit-agent-") as folder:
         optimised = os.path.join(folder, "optimised.onnx")
-        _optimise(onnx_path, optimised)
+        why = _why_newer(onnx_path)
+        _optimise(onnx_path, optimised, standard=not why)
         with OnnxWeights(onnx_path) as source, OnnxWeights(optimised) as weights, open(optimised, "rb") as file:
             wire = Wire(file.read(), optimised)  # the graph alone; its weights lie in a file of their own
-            needs = read_needs(wire)
-            writer = _Stripper(source, weights, prune=not needs.why_newer)
+            why = why or why_newer(wire)
+            writer = _Stripper(source, weights, prune=not why)
             plan = b"".join(writer.model(wire))
         with open(plan_path, "wb") as out:
             out.write(plan)
         _check(plan_path, len(plan))
-    oldest = None if needs.why_newer else OLDEST
-    return CpuPlan(len(plan), writer.stripped_bytes, writer.kept_bytes, oldest, needs.why_newer)
+    return CpuPlan(len(plan), writer.stripped_bytes, writer.kept_bytes, None if why else OLDEST, why)
 
 
 def _check(plan_path: str, size: int) -> None:
@@ -86,11 +87,11 @@ def _check(plan_path: str, size: int) -> None:
         image.close()
 
 
-def _optimise(onnx_path: str, optimised: str) -> None:
+def _optimise(onnx_path: str, optimised: str, *, standard: bool) -> None:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     # EXTENDED ends in operators of this release alone. Never ALL: its layouts depend on the processor here.
-    level = "ORT_ENABLE_EXTENDED" if _is_quantised(onnx_path) else "ORT_ENABLE_BASIC"
+    level = "ORT_ENABLE_BASIC" if standard else "ORT_ENABLE_EXTENDED"
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.optimized_model_filepath = optimised
     options.log_severity_level = 3
@@ -100,9 +101,12 @@ def _optimise(onnx_path: str, optimised: str) -> None:
     ort.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_WEIGHT_REWRITING)
 
 
-def _is_quantised(onnx_path: str) -> bool:
-    with open(onnx_path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-        return read_needs(Wire(memory, onnx_path)).quantised
+def _why_newer(onnx_path: str) -> str:
+    with open(onnx_path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:  # nothing can be mapped
+            raise OnnxMalformed(path=onnx_path, offset=0, detail="it is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+            return why_newer(Wire(memory, onnx_path))
 
 
 class _Stripper:

@@ -7,7 +7,6 @@ user's ONNX Runtime is older than the author's, the worker has it load the finis
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from refit_agent.weights.parts import read_opsets
 from refit_agent.weights.scan import Layout, scan_model
@@ -30,40 +29,20 @@ _QUANTISED = {
 }
 
 
-class OnnxNeeds(NamedTuple):
-    """What a graph says of itself.
+def why_newer(wire: Wire) -> str:
+    """Why `OLDEST` is not promised to run the model, a clause about "it"; "" where it is.
 
-    Attributes:
-        quantised: whether it has quantised operators of the ONNX standard.
-        why_newer: why `OLDEST` is not promised to run it, a clause about "it"; "" where it is.
-    """
-
-    quantised: bool
-    why_newer: str
-
-
-def read_needs(wire: Wire) -> OnnxNeeds:
-    """Read every node of the model, those of nested graphs and of local functions too.
+    Every node is read, those of nested graphs and of local functions too.
 
     Raises:
         OnnxMalformed: it is not a sound ONNX file.
     """
     layout = scan_model(wire)
     operators = set(_operators(wire, layout))
-    quantised = not _QUANTISED.isdisjoint(operator for domain, operator in operators if not domain)
-    return OnnxNeeds(quantised, _why_newer(wire, layout, {domain for domain, _ in operators}, quantised))
-
-
-def is_standard(domain: str) -> bool:
-    """Whether that is one of the two names of the ONNX standard's own operators."""
-    return domain in ("", "ai.onnx")
-
-
-def _why_newer(wire: Wire, layout: Layout, domains: set[str], quantised: bool) -> str:
-    others = sorted(domains - {""})
+    others = sorted({domain for domain, _ in operators if domain})
     if others:
         return f"it has operators of {', '.join(others)}"
-    if quantised:
+    if not _QUANTISED.isdisjoint(operator for _, operator in operators):
         return "it has quantised operators"
     if layout.functions:
         return "it has functions of its own"  # each with opsets of its own
@@ -75,6 +54,11 @@ def _why_newer(wire: Wire, layout: Layout, domains: set[str], quantised: bool) -
     if layout.ir_version > _NEWEST_IR:
         return f"its IR version is {layout.ir_version}, above {_NEWEST_IR}"
     return ""
+
+
+def is_standard(domain: str) -> bool:
+    """Whether that is one of the two names of the ONNX standard's own operators."""
+    return domain in ("", "ai.onnx")
 
 
 def _operators(wire: Wire, layout: Layout) -> Iterator[tuple[str, str]]:

@@ -169,11 +169,11 @@ def add_engine(
     if as_json:
         replaced, hidden = [e.path for e in added.replaced], [e.path for e in added.hidden]
         engine = msgspec.to_builtins(added.engine)
-        output.emit_json({"bundle": os.path.abspath(bundle), "model": model, "engine": engine, "replaced": replaced, "never_first_now": hidden})  # fmt: skip
+        output.emit_json({"bundle": os.path.abspath(bundle), "model": model, "engine": engine, "replaced": replaced, "never_first_now": hidden, "why_newer": newer})  # fmt: skip
         return 0
     _say_engine(added.engine)
     if newer:
-        output.emit(f"  not for an older ONNX Runtime than this one: {newer}")
+        output.emit(f"  not for an older release of ONNX Runtime than this one: {newer}")
     for old in added.replaced:
         output.emit(f"  in place of {old.path}")
     emit_warnings(

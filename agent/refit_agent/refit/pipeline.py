@@ -257,7 +257,7 @@ def _check_run(
         return "loaded", None
     path = paths[0]
     if job.load:
-        runtime.load(path)
+        _load_on_older(runtime, path)
     from refit_agent.refit import golden  # brings NumPy, which nothing before this point waits for
 
     if job.golden:
@@ -271,6 +271,15 @@ def _check_run(
             golden.require_no_nan(runtime.run(path, None if inputs is None else golden.load_arrays(inputs)))
         return "smoke", None
     return "loaded" if job.load else "none", None
+
+
+def _load_on_older(runtime: Runtime, path: str) -> None:
+    """Load the engine with ONNX Runtime older than the one that made its graph, and say what helps if it cannot."""
+    try:
+        runtime.load(path)
+    except PlanRefused as error:
+        hint = "A newer ONNX Runtime made it: pip install -U 'refit-agent[cpu]'"
+        raise PlanRefused(**error.facts, hint=hint) from error
 
 
 def _done(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 MODEL_NAME = "model.onnx"
 WEIGHTS_NAME = "weights.bin"
 _NAMES_SHOWN = 10
+#: Of these each copy of the weights is made in memory; for a model of convolutions four times the file in all.
+_WEIGHT_COPYING = ("ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion", "NchwcTransformer")
 #: More than any alignment that a plan could want.
 _MAX_PADDING_BYTES = 2 << 20
 #: The facts of a file that is as long as anybody could want.
@@ -76,18 +78,18 @@ class OnnxRuntime:
 
     def load(self, path: str) -> None:
         """Make a session of the finished model as host apps do, with all optimisations, and let it go: they may end in
-        operators that this release has no kernel for."""
+        operators that this release has no kernel for. Those that would only copy weights are left out."""
         with self._refusing(path):
-            self._session(path, "ORT_ENABLE_ALL")
+            self._session(path, "ORT_ENABLE_ALL", _WEIGHT_COPYING)
 
-    def _session(self, path: str, level: str = "ORT_DISABLE_ALL") -> Any:
+    def _session(self, path: str, level: str = "ORT_DISABLE_ALL", without: Sequence[str] = ()) -> Any:
         ort = self._module
         options = ort.SessionOptions()
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
         # Prepacked copies of the weights would double the memory of a run that happens once.
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 3
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=without)
 
     @contextlib.contextmanager
     def _refusing(self, path: str) -> Iterator[None]:

@@ -94,27 +94,29 @@ def test_a_plan_with_operators_of_its_release_promises_nothing(tmp_path: Path) -
     assert operators == {"com.microsoft"} and {"", "com.microsoft", "ai.onnx.ml"} <= imported
 
 
-def test_a_quantised_model_is_fused_in_the_plan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("domain", ["", "com.microsoft"])
+def test_a_quantised_model_is_fused_in_the_plan(domain: str, tmp_path: Path) -> None:
     """Golden data are compared with the graph in the file: unfused it would give other results than the author saw."""
     rng = np.random.default_rng(3)
     codes = numpy_helper.from_array(rng.integers(-127, 127, (SIZE, SIZE)).astype(np.int8), "w")
     scale = numpy_helper.from_array(np.float32(0.02), "s")
     zero = numpy_helper.from_array(np.int8(0), "z")
     nodes = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
-        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
-        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"]),
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], domain=domain),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"], domain=domain),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"], domain=domain),
         helper.make_node("MatMul", ["xd", "wd"], ["m"]),
-        helper.make_node("QuantizeLinear", ["m", "s", "z"], ["mq"]),
-        helper.make_node("DequantizeLinear", ["mq", "s", "z"], ["y"]),
+        helper.make_node("QuantizeLinear", ["m", "s", "z"], ["mq"], domain=domain),
+        helper.make_node("DequantizeLinear", ["mq", "s", "z"], ["y"], domain=domain),
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [SIZE, SIZE])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [SIZE, SIZE])
     graph = helper.make_graph(nodes, "g", [x], [y], [codes, scale, zero])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=9)
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     made = make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
-    assert made.min_runtime is None and "quantised" in made.why_newer
+    assert made.min_runtime is None and ("quantised" in made.why_newer or domain in made.why_newer.split())
     plan = onnx.load(str(tmp_path / "plan"), load_external_data=False)
     assert "QLinearMatMul" in {node.op_type for node in plan.graph.node}
 
@@ -161,6 +163,12 @@ def test_weights_of_a_nested_graph_never_get_lost(tmp_path: Path) -> None:
         assert not (tmp_path / "plan").exists()
     else:
         assert (tmp_path / "plan").stat().st_size > 2 * SIZE * SIZE * 4
+
+
+def test_an_empty_source_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(OnnxMalformed, match="it is empty"):
+        make_cpu_plan(str(tmp_path / "m.onnx"), str(tmp_path / "plan"))
 
 
 def test_a_damaged_source_is_refused(tmp_path: Path) -> None:

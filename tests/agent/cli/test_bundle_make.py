@@ -58,7 +58,9 @@ def test_why_no_older_onnx_runtime_is_enough(cli: Cli, root: Path, tmp_path: Pat
     onnx.save(model, str(tmp_path / "mlp.onnx"))
     cli("bundle", "add-model", root, "denoiser", tmp_path / "mlp.onnx", "--replace")
     added = cli("bundle", "add-engine", root, "denoiser", "--cpu")
-    assert "  not for an older ONNX Runtime than this one: its opset is 21, above 20" in added.out.splitlines()
+    assert (
+        "  not for an older release of ONNX Runtime than this one: its opset is 21, above 20" in added.out.splitlines()
+    )
     assert "1.18+" not in added.out and "ONNX Runtime 1." in added.out
 
 

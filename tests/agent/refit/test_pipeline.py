@@ -29,6 +29,7 @@ from refit_agent.errors import (
 from refit_agent.manifest import FileRef
 from refit_agent.refit.messages import Done, Job, Phase
 from refit_agent.refit.pipeline import run
+from refit_agent.runtimes.onnxruntime_cpu import OnnxRuntime
 
 
 def refit(root: Path, tmp_path: Path, **changes: Any) -> Done:
@@ -45,6 +46,27 @@ def test_what_is_reported_done_is_on_the_disk_and_computes_what_the_source_compu
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
     assert done.check == "golden"
     assert set(done.seconds) == {"start", "unpack", "open", "map", "refit", "verify", "write", "check"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "check"),
+    [
+        ({}, "golden"),
+        ({"golden": ()}, "loaded"),
+        ({"golden": (), "smoke_run": True}, "smoke"),
+        ({"load": False}, "golden"),
+        ({"load": False, "golden": ()}, "none"),
+    ],
+)
+def test_an_engine_is_loaded_beside_every_other_check(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], check: str
+) -> None:
+    """As a host app loads it, where the job asks for that, and once."""
+    loaded: list[str] = []
+    load = OnnxRuntime.load
+    monkeypatch.setattr(OnnxRuntime, "load", lambda self, path: (loaded.append(path), load(self, path)))
+    assert refit(bundle, tmp_path, **{"load": True, **asked}).check == check
+    assert loaded == ([str(tmp_path / "staging" / "model.onnx")] if asked.get("load", True) else [])
 
 
 @pytest.mark.parametrize("path", ["plans/mlp.cpu", "models/mlp.onnx", "models/w1.bin", GOLDEN_INPUT, GOLDEN_OUTPUT])

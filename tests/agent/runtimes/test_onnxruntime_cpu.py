@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -25,6 +26,29 @@ def ort_runtime() -> OnnxRuntime:
         module="onnxruntime", module_folder="", module_version=installed_version(), engine=SimpleNamespace(path="p")
     )
     return OnnxRuntime(job)  # type: ignore[arg-type]
+
+
+def test_a_load_is_that_of_a_host_app_and_a_run_is_of_the_graph_as_it_stands(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an app's own optimisations need must be there; what only copies the weights is left out of both."""
+    assert run(job_for(bundle, tmp_path / "staging"), lambda _: None).check == "golden"
+    engine = str(tmp_path / "staging" / "model.onnx")
+    made: list[tuple[object, list[str]]] = []
+    session = onnxruntime.InferenceSession
+
+    def recorded(path: str, options: onnxruntime.SessionOptions, **more: object) -> onnxruntime.InferenceSession:
+        made.append((options.graph_optimization_level, list(more["disabled_optimizers"])))  # type: ignore[call-overload]
+        return session(path, options, **more)
+
+    runtime = ort_runtime()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    runtime.load(engine)
+    runtime.run(engine, {"x": np.ones((1, SIZE), np.float32)})
+    (loading, without), (running, nothing) = made
+    level = onnxruntime.GraphOptimizationLevel
+    assert (loading, running, nothing) == (level.ORT_ENABLE_ALL, level.ORT_DISABLE_ALL, [])
+    assert "ConvBNFusion" in without and "NchwcTransformer" in without
 
 
 def image_of(path: Path) -> PlanImage:
