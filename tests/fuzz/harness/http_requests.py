@@ -120,20 +120,22 @@ class _Service:
         got = bytearray()
         with contextlib.closing(sock), contextlib.suppress(ConnectionError):
             sending = asyncio.ensure_future(self.loop.sock_sendall(sock, data))
+            receiving = asyncio.ensure_future(self.loop.sock_recv(sock, 1 << 16))
             ends, idle = self.loop.time() + patience_s, 0
             while self.loop.time() < ends and idle < 2:
-                try:
-                    # What has come of a request is known a moment later; an answer that is due is waited for.
-                    part = await asyncio.wait_for(self.loop.sock_recv(sock, 1 << 16), 0.001)
-                except asyncio.TimeoutError:
+                # What has come of a request is known a moment later; an answer that is due is waited for. One and the same
+                # receive goes on meanwhile: from Python 3.12 on a cancelled one may have taken bytes with it.
+                if not (await asyncio.wait({receiving}, timeout=0.001))[0]:
                     quiet = sending.done() and len(_STATUS.findall(got)) >= max(self.heard, least)
                     idle = idle + 1 if quiet else 0
                     continue
-                if not part:
+                if not (part := receiving.result()):
                     break
                 got += part
+                receiving = asyncio.ensure_future(self.loop.sock_recv(sock, 1 << 16))
             sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            receiving.cancel()
+            await asyncio.gather(sending, receiving, return_exceptions=True)
         for _ in range(3):  # it hears that we hung up
             await asyncio.sleep(0)
         return bytes(got)
