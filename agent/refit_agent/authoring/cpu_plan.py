@@ -5,7 +5,7 @@ for byte initializers of the source are dropped: the plan refers to them as exte
 ``weights.bin``, which a refit writes. All others stay inside the plan.
 
 The users' ONNX Runtime may be older than the author's. So only what leaves the standard's own operators in place is
-done here; the rest the host's own ONNX Runtime does when it loads the finished model, in the same time. Where the model
+done here; the rest the host's own ONNX Runtime does when it loads the finished model. Where the model
 itself keeps older ones out, everything is done here: what is fused decides the results of a quantised model, and golden
 data are compared with the graph as it stands in the file.
 """
@@ -131,8 +131,7 @@ class _Stripper:
 
     def _is_superfluous(self, wire: Wire, start: int, end: int) -> bool:
         """ONNX Runtime names every operator set that it knows, used or not, and an older one refuses what is new."""
-        (name,) = read_opsets(wire, [(start, end)])
-        return self._prune and not is_standard(name)
+        return self._prune and not any(map(is_standard, read_opsets(wire, [(start, end)])))
 
     def _graph(self, wire: Wire, start: int, end: int) -> Iterator[bytes]:
         for number, kind, value, stop, at in wire.fields(start, end):

@@ -99,15 +99,16 @@ def _engine_fault(engine: Engine) -> str:
     for plan in engine.plans:
         if plan.compression == "none" and plan.plan_size != plan.size:
             return f"an uncompressed plan of {plan.size} bytes cannot unpack to plan_size {plan.plan_size}"
-    if engine.runtime == "onnxruntime":
-        built, least = version_tuple(engine.built_with), version_tuple(engine.min_runtime or "0.0")
+    if engine.min_runtime is not None:
+        if engine.runtime != "onnxruntime":
+            # Taken for a promise that it never was: which TensorRT loads a plan has rules of its own.
+            return "only a graph for ONNX Runtime has an oldest version that it is for (min_runtime)"
+        built, least = version_tuple(engine.built_with), version_tuple(engine.min_runtime)
         common = min(len(built), len(least))  # "1.18" may be any 1.18
         if least[:common] > built[:common]:
             return f"a graph made with ONNX Runtime {engine.built_with} cannot need {engine.min_runtime} (min_runtime)"
+    if engine.runtime == "onnxruntime":
         return ""
-    if engine.min_runtime is not None:
-        # Taken for a promise that it never was: which TensorRT loads a plan has rules of its own.
-        return "only a graph for ONNX Runtime has an oldest version that it is for (min_runtime)"
     if not engine.os:
         return "a TensorRT plan must name the operating systems it was built for (os)"
     if engine.hardware_compatibility == "ampere-plus":

@@ -39,8 +39,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag="refit"):
     must turn out to be; ``gpu`` is the GPU's UUID, "" on the CPU, as is its ``compute_capability``. ``weights`` is
     the ONNX file in use; without one it is None, and the weights are in ``safetensors``. ``ranks`` are the paths of
     ``engine.ranks``, and ``config`` the file of ``engine.config``. ``load`` asks that the finished
-    engine be loaded as a host app does, beside every other check; ``smoke_run`` for a run even without golden data, with ``smoke_inputs`` if there are any. ``base`` is the bundle's own model with its
-    external files, where ``weights`` is the caller's: the two must be one graph. ``host_code_allowed`` lets the
+    engine be loaded as a host app does, beside every other check; ``smoke_run`` for a run even without golden data,
+    with ``smoke_inputs`` if there are any. ``base`` is the bundle's own model with its external files, where ``weights`` is the caller's: the two must be one graph. ``host_code_allowed`` lets the
     bundle bring code of its own (a lean runtime, a plan with host code).
     """
 

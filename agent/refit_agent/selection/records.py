@@ -62,8 +62,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     def needs_load(self) -> bool:
         """Whether ONNX Runtime here is older than the one that made the graph: a release that has the operators may
         still lack a kernel, so it has to load the finished model before anybody gets it."""
-        if self.engine.runtime != "onnxruntime":
-            return False
+        if self.engine.min_runtime is None:
+            return False  # then no older one is a candidate
         return version_tuple(self.runtime.version)[:2] < version_tuple(self.engine.built_with)[:2]
 
 
